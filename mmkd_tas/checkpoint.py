@@ -1,0 +1,159 @@
+"""Reading checkpoints: safely, strictly, and from whichever library wrote them."""
+
+import pickle
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.error import URLError
+
+from mmengine.logging import print_log
+from mmengine.runner.checkpoint import CheckpointLoader
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from .errors import SetupError
+
+# Where mmengine, timm and others keep the weights; timm's averaged ones first,
+# as timm itself does.
+_WEIGHT_KEYS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')
+# What wrappers put in front of a model's own keys: DDP, this package's
+# algorithm, and mmpretrain's TimmClassifier, alone or nested.
+_PREFIXES = ('', 'module.', 'architecture.', 'architecture.model.', 'model.', 'module.model.')
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """Read a checkpoint onto the CPU without running any code in it.
+
+    Args:
+        path: A file of ``torch.save`` or safetensors, or any address that
+            mmengine loads from (``https://...``, ``torchvision://...``).
+
+    Raises:
+        SetupError: If there is no such file, it is not whole, it contains
+            anything but weights and plain data, or it cannot be downloaded.
+    """
+    if '://' not in str(path) and not Path(path).expanduser().is_file():
+        raise SetupError(f"there is no checkpoint file at '{path}'")
+    try:
+        if Path(path).suffix == '.safetensors':
+            return load_file(Path(path).expanduser())
+        checkpoint = CheckpointLoader.load_checkpoint(str(path), 'cpu', logger='silent')
+    except URLError as error:
+        raise SetupError(
+            f"the checkpoint '{path}' cannot be downloaded ({error.reason}): "
+            'give the path of a local file instead'
+        ) from error
+    except pickle.UnpicklingError as error:
+        if found := re.search(r'global:? (?:GLOBAL )?([\w.]+)', str(error), re.IGNORECASE):
+            raise SetupError(
+                f"the checkpoint '{path}' is refused: it wants to call '{found[1]}', and a "
+                'checkpoint may hold only weights and plain data; if you trust the file, save '
+                'its state_dict alone'
+            ) from error
+        raise _not_whole(path) from error
+    except (RuntimeError, EOFError, OSError, SafetensorError, ValueError, KeyError) as error:
+        raise _not_whole(path) from error
+    if not isinstance(checkpoint, dict):
+        raise SetupError(f"'{path}' holds a {type(checkpoint).__name__}, not a checkpoint")
+    return checkpoint
+
+
+def _not_whole(path: str | Path) -> SetupError:
+    return SetupError(f"'{path}' is not a whole checkpoint: it is truncated or of another format")
+
+
+def load_weights(model: nn.Module, path: str | Path, what: str) -> dict:
+    """Load a checkpoint into a model; every key and shape must fit.
+
+    Accepts files of mmengine, timm and plain state dicts, and the checkpoint of
+    a distillation run, of which it takes the student.
+
+    Args:
+        model: Receives the weights.
+        path: See :func:`read_checkpoint`.
+        what: Names the setting in the error, e.g. ``'teacher_ckpt'``.
+
+    Returns:
+        The whole checkpoint.
+
+    Raises:
+        SetupError: If keys are missing, unexpected or of another shape; the
+            message lists them.
+    """
+    checkpoint = read_checkpoint(path)
+    found = next((checkpoint[key] for key in _WEIGHT_KEYS if key in checkpoint), checkpoint)
+    if not isinstance(found, dict) or not any(isinstance(v, Tensor) for v in found.values()):
+        raise SetupError(f"{what}: '{path}' holds no state_dict")
+    expected = model.state_dict()
+    weights = max(
+        ({k[len(p) :]: v for k, v in found.items() if k.startswith(p)} for p in _PREFIXES),
+        key=lambda candidate: len(expected.keys() & candidate.keys()),
+    )
+    try:
+        model.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise SetupError(_misfit(expected, weights, path, what)) from error
+    return checkpoint
+
+
+def _misfit(expected: dict, weights: dict, path: str | Path, what: str) -> str:
+    shapes = {
+        key: (tuple(weights[key].shape), tuple(value.shape))
+        for key, value in expected.items()
+        if key in weights and weights[key].shape != value.shape
+    }
+    missing = [key for key in expected if key not in weights]
+    unexpected = [key for key in weights if key not in expected]
+    counts = {(theirs[0], ours[0]) for theirs, ours in shapes.values() if theirs and ours}
+    if not missing and not unexpected and len(counts) == 1:
+        theirs, ours = counts.pop()
+        if all(a[1:] == b[1:] for a, b in shapes.values()):
+            return (
+                f"{what}: '{path}' was trained for {theirs} classes and the model's head has "
+                f'{ours} (keys {_listed(shapes)}); set num_classes={theirs} in the head, or give '
+                f'a checkpoint for {ours} classes'
+            )
+    parts = [
+        f'{len(keys)} {name}: {_listed(keys)}'
+        for name, keys in [
+            ('missing', missing),
+            ('unexpected', unexpected),
+            ('of another shape', [f'{k} ({a}, model {b})' for k, (a, b) in shapes.items()]),
+        ]
+        if keys
+    ]
+    return (
+        f"{what}: '{path}' is of another architecture than the model; of {len(expected)} keys "
+        + '; '.join(parts)
+    )
+
+
+def _listed(keys: Iterable[str], most: int = 6) -> str:
+    keys = list(keys)
+    return ', '.join(keys[:most]) + (f' and {len(keys) - most} more' * (len(keys) > most))
+
+
+def find_checkpoint(work_dir: str | Path) -> Path | None:
+    """Return the newest whole checkpoint of a run, or None if there is none.
+
+    The file that ``last_checkpoint`` names comes first, then the others from
+    the latest to the earliest; a broken one is passed over with a warning.
+    """
+    work_dir = Path(work_dir)
+    files = sorted(
+        [*work_dir.glob('epoch_*.pth'), *work_dir.glob('iter_*.pth')],
+        key=lambda file: int(re.sub(r'\D', '', file.stem)),
+        reverse=True,
+    )
+    pointer = work_dir / 'last_checkpoint'
+    if pointer.is_file() and (last := Path(pointer.read_text().strip())).name:
+        # The folder may have been moved since.
+        files.insert(0, last if last.is_file() else work_dir / last.name)
+    for file in dict.fromkeys(files):
+        try:
+            read_checkpoint(file)
+            return file
+        except SetupError as error:
+            print_log(f'passing over a checkpoint: {error}', 'current', level=30)
+    return None

@@ -1,0 +1,114 @@
+"""What the command line tools share: arguments, and errors told in one sentence."""
+
+import argparse
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable
+from urllib.error import URLError
+
+import mmengine.registry
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.model import is_model_wrapper
+from torch import nn
+
+from . import configs
+from .errors import SetupError
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of mmpretrain's tools that training and testing share."""
+    parser.add_argument('--work-dir', help='where logs and checkpoints go')
+    parser.add_argument('--amp', action='store_true', help='mixed precision')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='change settings of the config, e.g. train_cfg.max_epochs=10 '
+        'model.teacher_ckpt=t.pth; a list is written key="[a,b]"',
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    # torch.distributed.launch passes this one
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Return the config that the arguments describe."""
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    config = configs.load_config(args.config, args.cfg_options)
+    config.launcher = args.launcher
+    name = os.path.splitext(os.path.basename(args.config))[0]
+    config.work_dir = args.work_dir or config.get('work_dir') or os.path.join('work_dirs', name)
+    # The defaults of mmpretrain's own tools.
+    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if config.get(loader):
+            config[loader].setdefault('pin_memory', torch.cuda.is_available())
+            config[loader].setdefault(
+                'persistent_workers', config[loader].get('num_workers', 0) > 0
+            )
+            config[loader].setdefault('collate_fn', dict(type='default_collate'))
+    return config
+
+
+def student_config(config: Config) -> Config:
+    """Make the student the model of a distillation config; leave other configs alone."""
+    if 'architecture' in config.model:
+        preprocessor = config.model.get('data_preprocessor') or config.get('data_preprocessor')
+        config.model = config.model.architecture
+        if preprocessor and 'cfg_path' not in config.model:
+            config.model.setdefault('data_preprocessor', preprocessor)
+    return config
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside a DDP wrapper, or the model itself."""
+    return model.module if is_model_wrapper(model) else model
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a tool; a mistake of the user ends it with one sentence and status 1."""
+    try:
+        main()
+    except Exception as error:
+        if sentence := explain(error):
+            sys.exit(f'error: {sentence}')
+        raise
+
+
+def explain(error: Exception) -> str | None:
+    """Return one sentence about a mistake in config or data, None for other errors."""
+    text = ' '.join(str(error).split())
+    if isinstance(error, SetupError):
+        return text
+    if isinstance(error, URLError):
+        return f'a download failed ({error.reason}): put the files in place beforehand'
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"'{error.filename}': {error.strerror}"
+    if found := re.search(r'(\S+) is not in the \S*?::[\w ]+ registry', text):
+        return _unknown_type(found[1].strip('\'"'))
+    if found := re.search(r'Failed to get (\S+)$', text):
+        return _unknown_type(found[1])
+    if isinstance(error, TypeError):
+        if found := re.search(
+            r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text
+        ):
+            return f"{found[1]} takes no argument '{found[2]}': check the keys of its dict"
+        if found := re.search(r'(\w+)\.__init__\(\) missing .*?: (.*)', text):
+            return f'{found[1]} needs the argument {found[2]}: add it to its dict'
+    return None
+
+
+def _unknown_type(name: str) -> str:
+    known: dict[str, set[str]] = {}
+    for registry in vars(mmengine.registry).values():
+        if isinstance(registry, mmengine.registry.Registry):
+            for node in (registry, *registry.children.values()):
+                for key in node.module_dict:
+                    known.setdefault(key, set()).add(f'{node.scope}.{key}')
+    close = difflib.get_close_matches(name.rpartition('.')[2], known, n=3)
+    hint = ' or '.join(sorted(full for key in close for full in known[key]))
+    return f"unknown type '{name}' in the config" + (f'; did you mean {hint}?' if hint else '')

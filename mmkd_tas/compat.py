@@ -1,0 +1,398 @@
+"""Mends for the released OpenMMLab packages on a current PyTorch.
+
+mmengine 0.10.7, mmcv 2.1.0, mmpretrain 1.2.0 and mmrazor 1.0.0 are the last
+releases, and each breaks somewhere on PyTorch 2. Every function marked with
+:func:`mend` repairs one thing, says what, and does nothing where nothing is
+broken. ``import mmkd_tas`` applies them all once; :func:`applied` lists those
+that were needed.
+
+The mends replace names inside mmengine and mmpretrain, and add modules for
+MMRazor. PyTorch itself is touched in one place only: before version 2.6
+``torch.load`` gets the safe default of the later versions.
+"""
+
+import functools
+import importlib
+import importlib.abc
+import importlib.util
+import os
+import pickle
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import mmengine.runner  # noqa: F401
+import numpy as np
+import torch
+from mmengine.device import get_device
+from mmengine.logging import HistoryBuffer
+from mmengine.optim.scheduler import OneCycleParamScheduler
+from mmengine.utils import digit_version
+
+_mends: list[Callable[[], bool]] = []
+_applied: dict[str, str] = {}
+
+
+def mend(function: Callable[[], bool]) -> Callable[[], bool]:
+    """Register a mend: a function that returns whether it was needed."""
+    _mends.append(function)
+    return function
+
+
+def apply() -> None:
+    """Apply every mend that this environment needs; a second call does nothing."""
+    for function in _mends:
+        if function.__name__ not in _applied and function():
+            _applied[function.__name__] = function.__doc__.splitlines()[0]
+
+
+def applied() -> dict[str, str]:
+    """Return ``{name: what it mends}`` of the mends in force."""
+    return dict(_applied)
+
+
+def _replace(old: Any, new: Any) -> None:
+    """Rebind ``old`` to ``new`` in every mmengine module that imported it by name."""
+    for name, module in list(sys.modules.items()):
+        if name.partition('.')[0] == 'mmengine' and module is not None:
+            for key, value in list(vars(module).items()):
+                if value is old:
+                    setattr(module, key, new)
+
+
+# --- Checkpoints: safe to load -------------------------------------------------
+
+
+_PICKLED_METHODS = {
+    HistoryBuffer: ('current', 'max', 'mean', 'min'),
+    OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear'),
+}
+
+
+def _getattr(owner: type, name: str) -> Callable:
+    """Stand in for ``getattr`` in a checkpoint.
+
+    mmengine pickles a few methods as ``getattr(class, name)``. Nothing else may
+    be fetched this way.
+    """
+    if name in _PICKLED_METHODS.get(owner, ()):
+        return getattr(owner, name)
+    raise pickle.UnpicklingError(f'Unsupported global: getattr({owner}, {name!r})')
+
+
+def _safe_globals() -> dict[str, Any]:
+    """Return ``{global in the pickle: object}`` of what mmengine writes."""
+    names = {
+        'builtins.getattr': _getattr,
+        'numpy.ndarray': np.ndarray,
+        'numpy.dtype': np.dtype,
+    }
+    for owner in _PICKLED_METHODS:
+        names[f'{owner.__module__}.{owner.__name__}'] = owner
+    for code in '?bhilqBHILQefd':
+        dtype = type(np.dtype(code))
+        names[f'numpy.dtypes.{dtype.__name__}'] = dtype
+    # NumPy 2 renamed its private package; a file may come from either side.
+    for package in ('numpy.core', 'numpy._core'):
+        names[f'{package}.multiarray._reconstruct'] = np.ndarray(0).__reduce__()[0]
+        names[f'{package}.multiarray.scalar'] = np.float64(0).__reduce__()[0]
+    return names
+
+
+@mend
+def safe_checkpoints() -> bool:
+    """mmengine: checkpoints load with PyTorch's safe loading on, by an allow-list."""
+    allowed = _safe_globals()
+    if digit_version(torch.__version__) >= digit_version('2.6'):
+        torch.serialization.add_safe_globals([(v, k) for k, v in allowed.items()])
+    else:
+        torch.load = _safe_load(torch.load, allowed)
+    _replace(
+        torch.hub.load_state_dict_from_url,
+        functools.partial(torch.hub.load_state_dict_from_url, weights_only=True),
+    )
+    return True
+
+
+def _safe_load(load: Callable, allowed: dict[str, Any]) -> Callable:
+    """Give ``torch.load`` before 2.6 the default of 2.6: refuse unknown globals."""
+    from torch import _weights_only_unpickler as torch_unpickler
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            known = torch_unpickler._get_allowed_globals() | allowed
+            if f'{module}.{name}' == '_codecs.encode':
+                return super().find_class(module, name)
+            if f'{module}.{name}' not in known:
+                raise pickle.UnpicklingError(
+                    f'Weights only load failed: Unsupported global: {module}.{name}'
+                )
+            return known[f'{module}.{name}']
+
+    safe_pickle = ModuleType('safe_pickle')
+    safe_pickle.Unpickler = Unpickler
+    safe_pickle.load = lambda file, **kwargs: Unpickler(file, **kwargs).load()
+
+    @functools.wraps(load)
+    def safe_load(f, map_location=None, pickle_module=None, *, weights_only=None, **kwargs):
+        if pickle_module is None and weights_only is not False:
+            return load(f, map_location, safe_pickle, weights_only=False, **kwargs)
+        return load(f, map_location, pickle_module, weights_only=bool(weights_only), **kwargs)
+
+    return safe_load
+
+
+@mend
+def no_code_in_resume() -> bool:
+    """mmengine: resuming no longer executes the config text inside a checkpoint."""
+    from mmengine.runner import Runner
+
+    original = Runner.load_checkpoint
+
+    @functools.wraps(original)
+    def load_checkpoint(self, *args, **kwargs):
+        checkpoint = original(self, *args, **kwargs)
+        # Runner.resume() hands meta['config'], if there is one, to exec().
+        checkpoint.get('meta', {}).pop('config', None)
+        return checkpoint
+
+    Runner.load_checkpoint = load_checkpoint
+    return True
+
+
+# --- Checkpoints: whole or not at all ------------------------------------------
+
+
+def write_whole(data: bytes, path: str | Path) -> None:
+    """Write a file so that a reader finds the old or the new one, never a part.
+
+    Raises:
+        OSError: If the folder cannot be written or the disk is full; the old
+            file is then untouched and no temporary file stays behind.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{path.name}.part')
+    try:
+        with open(temporary, 'wb') as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+class _RemoveLater:
+    """A file backend that keeps a list of what to remove once the new file is whole."""
+
+    def __init__(self, backend: Any) -> None:
+        self.backend = backend
+        self.pending: list[Callable[[], None]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.backend, name)
+
+    def remove(self, path: str) -> None:
+        self.pending.append(functools.partial(self.backend.remove, path))
+
+    def rmtree(self, path: str) -> None:
+        self.pending.append(functools.partial(self.backend.rmtree, path))
+
+
+@mend
+def whole_checkpoints() -> bool:
+    """mmengine: checkpoints are written whole, and old ones removed only afterwards."""
+    from mmengine.fileio import LocalBackend
+    from mmengine.hooks import CheckpointHook
+
+    LocalBackend.put = lambda self, obj, filepath: write_whole(obj, filepath)
+
+    def remove_afterwards(save: Callable) -> Callable:
+        @functools.wraps(save)
+        def wrapped(self, *args, **kwargs):
+            backend = self.file_backend
+            self.file_backend = later = _RemoveLater(backend)
+            try:
+                save(self, *args, **kwargs)
+            finally:
+                self.file_backend = backend
+            for remove in later.pending:
+                remove()
+
+        return wrapped
+
+    for name in ('_save_checkpoint_with_step', '_save_best_checkpoint'):
+        setattr(CheckpointHook, name, remove_afterwards(getattr(CheckpointHook, name)))
+    return True
+
+
+@mend
+def timm_checkpoints() -> bool:
+    """mmpretrain: a TimmClassifier inside another model finds its weights again."""
+    # Its hooks strip `model.` from its keys when it is saved and add it when it
+    # is loaded, but inside another model PyTorch ignores the stripped copy.
+    with warnings.catch_warnings():
+        # mmcv-lite lacks an operator that no classifier uses.
+        warnings.filterwarnings('ignore', 'Fail to import ``MultiScaleDeformableAttention')
+        from mmpretrain.models import TimmClassifier
+
+    original = TimmClassifier._add_state_dict_prefix
+
+    def add_prefix_once(state_dict, prefix, *args):
+        if not any(key.startswith(f'{prefix}model.') for key in state_dict):
+            original(state_dict, prefix, *args)
+
+    TimmClassifier._add_state_dict_prefix = staticmethod(add_prefix_once)
+    return True
+
+
+# --- Packages that are gone ----------------------------------------------------
+
+
+@mend
+def package_lookup() -> bool:
+    """mmengine: `mmpretrain::...` configs resolve without setuptools' pkg_resources."""
+    if importlib.util.find_spec('pkg_resources'):
+        return False
+    from mmengine.config.utils import MODULE2PACKAGE
+    from mmengine.utils import package_utils
+
+    modules = {package: module for module, package in MODULE2PACKAGE.items()}
+
+    def is_installed(package: str) -> bool:
+        try:
+            metadata.distribution(package)
+        except metadata.PackageNotFoundError:
+            spec = importlib.util.find_spec(package)
+            return spec is not None and spec.origin is not None
+        return True
+
+    def get_installed_path(package: str) -> str:
+        spec = importlib.util.find_spec(modules.get(package, package))
+        if spec is None or spec.origin is None:
+            raise ModuleNotFoundError(f'the package {package} is not installed')
+        return os.path.dirname(spec.origin)
+
+    for new in (is_installed, get_installed_path):
+        _replace(getattr(package_utils, new.__name__), new)
+    return True
+
+
+class _Renamed(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Import ``mmcls.x.y`` as the module ``mmpretrain.x.y``."""
+
+    aliases = {
+        'mmpretrain.structures': {'ClsDataSample': 'DataSample'},
+        'mmpretrain.datasets.transforms.formatting': {'PackClsInputs': 'PackInputs'},
+    }
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname.partition('.')[0] != 'mmcls':
+            return None
+        return importlib.util.spec_from_loader(fullname, self)
+
+    def create_module(self, spec):
+        name = 'mmpretrain' + spec.name[len('mmcls') :]
+        module = importlib.import_module(name)
+        for old, new in self.aliases.get(name, {}).items():
+            setattr(module, old, getattr(module, new))
+        spec.loader_state = module.__spec__
+        return module
+
+    def exec_module(self, module):
+        module.__spec__ = module.__spec__.loader_state
+
+
+@mend
+def mmcls_is_mmpretrain() -> bool:
+    """mmrazor: `import mmcls`, the old name of MMPretrain, gives MMPretrain."""
+    if importlib.util.find_spec('mmcls'):
+        return False
+    sys.meta_path.insert(0, _Renamed())
+    return True
+
+
+class _Unavailable(type):
+    """A class of which every use raises one clear sentence."""
+
+    def _refuse(cls, *args, **kwargs):
+        raise NotImplementedError(
+            f"MMRazor's quantization ({cls.__name__}) needs PyTorch 1.13, and this is "
+            f'PyTorch {torch.__version__}; its distillation, pruning and search work.'
+        )
+
+    __call__ = __getitem__ = _refuse
+
+    def __getattr__(cls, name):
+        if name.startswith('__'):
+            raise AttributeError(name)
+        cls._refuse()
+
+
+@mend
+def quantization() -> bool:
+    """mmrazor: imports without its quantization, which needs names PyTorch removed."""
+    from torch.ao.quantization import fuser_method_mappings
+
+    if hasattr(fuser_method_mappings, 'reverse2'):
+        return False
+
+    class StandIn(ModuleType):
+        __path__: Iterable[str] = ()
+        __all__: Iterable[str] = ()
+
+        def __getattr__(self, name: str) -> type:
+            if name.startswith('__'):
+                raise AttributeError(name)
+            return _Unavailable(name, (), {})
+
+    name = 'mmrazor.structures.quantization'
+    sys.modules[name] = StandIn(name)
+    return True
+
+
+# --- Machines without a GPU ----------------------------------------------------
+
+
+@mend
+def cpu_distributed() -> bool:
+    """mmengine: several processes train on a machine without a GPU (gloo)."""
+    if get_device() != 'cpu':
+        return False
+    from mmengine.dist import utils
+    from mmengine.model import MMDistributedDataParallel
+
+    def init_gloo(backend: str, init_backend: str = 'torch', **kwargs) -> None:
+        torch.distributed.init_process_group('gloo', **kwargs)
+
+    utils._init_dist_pytorch = init_gloo
+    original = MMDistributedDataParallel.__init__
+
+    @functools.wraps(original)
+    def without_device(self, *args, device_ids=None, **kwargs):
+        original(self, *args, **kwargs)
+
+    MMDistributedDataParallel.__init__ = without_device
+    return True
+
+
+@mend
+def cpu_amp() -> bool:
+    """mmengine: mixed precision (bfloat16) trains on a machine without a GPU."""
+    if get_device() != 'cpu':
+        return False
+    from mmengine.optim.optimizer import amp_optimizer_wrapper
+
+    # Its constructor refuses CPUs, though its autocast supports them. bfloat16
+    # has the range of float32 and needs no loss scaling.
+    amp_optimizer_wrapper.is_cuda_available = lambda: True
+    amp_optimizer_wrapper.GradScaler = functools.partial(
+        amp_optimizer_wrapper.GradScaler, enabled=False
+    )
+    return True

@@ -1,0 +1,105 @@
+"""Reading configs and merging options into them, with mistakes told at once."""
+
+import difflib
+import inspect
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.optim import OptimWrapper
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, LogProcessor, Runner, ValLoop
+from torch.utils.data import DataLoader
+
+from .errors import SetupError
+
+
+def _arguments(*callables: Any) -> set[str]:
+    names = {name for c in callables for name in inspect.signature(c).parameters}
+    return names - {'self', 'args', 'kwargs', 'runner'}
+
+
+_LOADER = _arguments(DataLoader) | {'num_batch_per_epoch'}
+# What mmengine accepts in the sections that need no `type`.
+_SECTIONS = {
+    '': _arguments(Runner)
+    | {'activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval'}
+    | {'find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'sync_bn'},
+    'auto_scale_lr': {'base_batch_size', 'enable'},
+    'env_cfg': {'cudnn_benchmark', 'dist_cfg', 'mp_cfg', 'resource_limit'},
+    'log_processor': _arguments(LogProcessor) | {'type'},
+    'optim_wrapper': _arguments(OptimWrapper)
+    | {'constructor', 'dtype', 'loss_scale', 'paramwise_cfg', 'type'},
+    'randomness': _arguments(Runner.set_randomness),
+    'train_cfg': _arguments(EpochBasedTrainLoop, IterBasedTrainLoop) | {'by_epoch', 'type'},
+    'val_cfg': _arguments(ValLoop) | {'type'},
+    'test_cfg': _arguments(ValLoop) | {'type'},
+    'train_dataloader': _LOADER,
+    'val_dataloader': _LOADER,
+    'test_dataloader': _LOADER,
+}
+# Parts that a config joins into `model`: a change there comes too late.
+_JOINED = {'student': 'architecture', 'teacher': 'teacher', 'distiller': 'distiller'}
+
+
+def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Config:
+    """Read a config file and merge ``--cfg-options`` into it.
+
+    Args:
+        path: A ``.py``, ``.json`` or ``.yml`` config of mmengine.
+        options: ``{'dotted.key': value}``.
+
+    Raises:
+        SetupError: If the file is missing or faulty, or an option names a key
+            that nothing would read.
+    """
+    if not Path(path).is_file():
+        raise SetupError(f"there is no config file at '{path}'")
+    try:
+        config = Config.fromfile(path)
+    except Exception as error:  # a config is a program, and can fail in any way
+        message = ' '.join(str(error).split())
+        raise SetupError(f"the config '{path}' fails: {type(error).__name__}: {message}") from error
+    for key in options or {}:
+        _check_option(config, key)
+    config.merge_from_dict(options or {})
+    return config
+
+
+def _check_option(config: Config, option: str) -> None:
+    node, path = config, ''
+    for key in option.split('.'):
+        if node is None:
+            return
+        if isinstance(node, list | tuple):
+            if not key.isdigit() or int(key) >= len(node):
+                raise SetupError(
+                    f"--cfg-options {option}: '{path}' is a list of {len(node)}; write its index, "
+                    f'0 to {len(node) - 1}, in place of {key!r}'
+                )
+            node = node[int(key)]
+        elif not hasattr(node, 'keys'):
+            raise SetupError(f"--cfg-options {option}: '{path}' is the value {node!r}, not a dict")
+        elif key in node:
+            if not path and key in _JOINED and 'model' in node and key not in _SECTIONS['']:
+                rest = option[len(key) :]
+                raise SetupError(
+                    f"--cfg-options {option}: the config has already joined '{key}' into the "
+                    f'model; write model.{_JOINED[key]}{rest}'
+                )
+            node = node[key]
+        elif 'type' in node or 'cfg_path' in node or key in _SECTIONS.get(path, ()):
+            return  # the class that is built from the dict checks its own arguments
+        else:
+            known = {*node.keys(), *_SECTIONS.get(path, ())}
+            where = f"'{path}'" if path else 'the config'
+            raise SetupError(f'--cfg-options {option}: {where} has no {key!r}{suggest(key, known)}')
+        path = f'{path}.{key}' if path else key
+
+
+def suggest(name: str, known: Collection[str]) -> str:
+    """Return ``'; did you mean ...?'`` with the closest names, or all if they are few."""
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    if close:
+        return f'; did you mean {" or ".join(map(repr, close))}?'
+    return f'; there are {", ".join(sorted(known))}' if len(known) <= 12 else ''

@@ -1,0 +1,104 @@
+"""What is worth knowing before the first step of a training."""
+
+import logging
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner, autocast
+
+from ..errors import SetupError
+from ..models.utils import num_classes
+from ..registry import HOOKS
+
+
+@HOOKS.register_module()
+class PreflightHook(Hook):
+    """Check data and model against each other, and evaluate the teacher once.
+
+    Before training starts:
+
+    - The data sets and the heads must agree on the number of classes.
+    - The frozen teacher of a :class:`CrossArchDistill` is evaluated on the
+      validation data with the run's own metrics. Its result goes to the log, to
+      the visualizer's backends (``teacher/accuracy/top1``) and into the
+      checkpoints; a resumed run does not repeat it. A teacher no better than
+      chance, or below ``teacher_floor``, is warned of.
+
+    Unlike MMRazor's ``SingleTeacherDistillValLoop`` this evaluates the teacher
+    once instead of at every validation, and fires no other hook: with mmengine's
+    ``EMAHook``, that loop leaves the student with other weights.
+
+    Args:
+        teacher_floor: Lowest top-1 accuracy of the teacher in percent that
+            raises no warning; None asks only that it beats chance.
+
+    Raises:
+        SetupError: Before training, if the numbers of classes differ.
+    """
+
+    def __init__(self, teacher_floor: float | None = None) -> None:
+        self.teacher_floor = teacher_floor
+
+    def before_train(self, runner: Runner) -> None:
+        """Check the classes, then the teacher."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self._check_classes(runner, model)
+        known = 'teacher_metrics' in runner.message_hub.runtime_info
+        if hasattr(model, 'teacher_val_step') and runner.val_loop is not None and not known:
+            self._evaluate_teacher(runner, model)
+
+    def before_val(self, runner: Runner) -> None:
+        """Check the classes of a validation without training."""
+        if runner._train_loop is None:
+            self._check_classes(runner, runner.model)
+
+    def _check_classes(self, runner: Runner, model) -> None:
+        heads = num_classes(getattr(model, 'architecture', model))
+        loaders = {'train_dataloader': runner.train_dataloader}
+        if runner.val_loop is not None:
+            loaders['val_dataloader'] = runner.val_loop.dataloader
+        for name, loader in loaders.items():
+            classes = getattr(loader.dataset, 'metainfo', {}).get('classes')
+            if None not in (classes, heads) and len(classes) != heads:
+                raise SetupError(
+                    f'{name}: the data set has {len(classes)} classes and the head of the model '
+                    f'{heads}; set num_classes={len(classes)} in the head, or choose other data'
+                )
+
+    def _evaluate_teacher(self, runner: Runner, model) -> None:
+        loop = runner.val_loop
+        model.eval()
+        for batch in loop.dataloader:
+            with autocast(enabled=loop.fp16):
+                outputs = model.teacher_val_step(batch)
+            loop.evaluator.process(data_samples=outputs, data_batch=batch)
+        metrics = loop.evaluator.evaluate(len(loop.dataloader.dataset))
+        metrics = {key: float(value) for key, value in metrics.items()}
+        runner.message_hub.update_info('teacher_metrics', metrics)
+        runner.logger.info(
+            'The teacher, on the validation data: '
+            + ', '.join(f'{key} {value:.2f}' for key, value in metrics.items())
+        )
+        runner.visualizer.add_scalars({f'teacher/{k}': v for k, v in metrics.items()}, step=0)
+        self._judge_teacher(runner, metrics, num_classes(model.teacher))
+
+    def _judge_teacher(self, runner: Runner, metrics: dict, classes: int | None) -> None:
+        top1 = metrics.get('accuracy/top1')
+        if top1 is None or classes is None:
+            return
+        chance = 100 / classes
+        images = len(runner.val_loop.dataloader.dataset)
+        # Three standard errors of a guesser's accuracy.
+        noise = 3 * (chance * (100 - chance) / images) ** 0.5
+        if top1 <= chance + noise:
+            problem = f'no better than chance ({chance:.2f} %)'
+        elif self.teacher_floor is not None and top1 < self.teacher_floor:
+            problem = f'below the floor of {self.teacher_floor:.2f} %'
+        else:
+            return
+        runner.logger.log(
+            logging.WARNING,
+            f'The teacher has {top1:.2f} % top-1 on the validation data, {problem}: check '
+            'model.teacher_ckpt, model.teacher_input (normalisation, size) and the order of the '
+            'classes',
+        )

@@ -1,0 +1,3 @@
+from .algorithms import CrossArchDistill
+
+__all__ = ['CrossArchDistill']

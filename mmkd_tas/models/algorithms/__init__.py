@@ -1,0 +1,3 @@
+from .cross_arch_distill import CrossArchDistill
+
+__all__ = ['CrossArchDistill']

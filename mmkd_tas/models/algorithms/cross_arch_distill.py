@@ -1,0 +1,222 @@
+"""Distillation from a frozen teacher of any architecture."""
+
+import contextlib
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.logging import print_log
+from mmengine.model import BaseModel
+from mmengine.structures import BaseDataElement
+from mmrazor.models.algorithms import SingleTeacherDistill
+from mmrazor.models.utils import add_prefix
+from torch import Tensor, nn
+
+from ...checkpoint import load_weights
+from ...errors import SetupError
+from ...registry import MODELS
+from ..utils import count_parameters, num_classes
+
+
+@MODELS.register_module()
+class CrossArchDistill(SingleTeacherDistill):
+    """Train a student with the help of a frozen teacher.
+
+    MMRazor's ``SingleTeacherDistill``, of which it accepts every distiller, with
+    these differences:
+
+    - The teacher is frozen and wholly in eval mode, also after ``train()``:
+      dropout, drop-path and every kind of normalisation. (MMRazor switches only
+      BatchNorm.)
+    - It runs forward once per step, without its loss and without gradients.
+    - It may see the images at another resolution or normalisation.
+    - Its checkpoint must fit, key by key.
+    - It is no submodule: ``state_dict()``, ``parameters()``, the optimizer and
+      DDP hold the student and the distiller's own modules only.
+
+    Args:
+        architecture: The student, a classifier or its config.
+        teacher: The teacher, likewise.
+        distiller: Config of the distiller.
+        teacher_ckpt: Checkpoint of the teacher: a file of mmengine, timm, a bare
+            state dict, safetensors, or an address mmengine can load from.
+        teacher_input: What the teacher's images differ in: ``size`` (pixels, int
+            or ``(h, w)``), ``mean`` and ``std`` (of 0..255 pixels, per channel, as
+            in mmpretrain's ``data_preprocessor``) and ``interpolation`` (a mode of
+            :func:`torch.nn.functional.interpolate`, default ``'bicubic'``). Where
+            it says nothing, the teacher's own ``data_preprocessor`` decides if its
+            config has one that normalises, and else the student's.
+        data_preprocessor: mmpretrain's, of the student.
+        student_trainable, calculate_student_loss, init_cfg, module_inplace,
+            teacher_module_inplace: As in MMRazor.
+
+    Raises:
+        SetupError: If the checkpoint does not fit, student and teacher have
+            different numbers of classes, or ``teacher_input`` is not understood.
+    """
+
+    def __init__(
+        self,
+        architecture: dict | BaseModel,
+        teacher: dict | BaseModel,
+        distiller: dict,
+        teacher_ckpt: str | None = None,
+        teacher_input: dict | None = None,
+        data_preprocessor: dict | nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if kwargs.pop('teacher_trainable', False):
+            raise SetupError(
+                'model.teacher_trainable: CrossArchDistill keeps its teacher frozen; leave the '
+                'key out, or use mmrazor.SingleTeacherDistill'
+            )
+        kwargs.pop('teacher_norm_eval', None)
+        if isinstance(data_preprocessor, dict):
+            data_preprocessor = {'type': 'mmpretrain.ClsDataPreprocessor', **data_preprocessor}
+            if isinstance(architecture, dict) and 'cfg_path' not in architecture:
+                # The student builds it, so that its train_cfg (mixup, cutmix) counts.
+                architecture = copy.copy(architecture)
+                architecture.setdefault('data_preprocessor', data_preprocessor)
+                data_preprocessor = None
+        super().__init__(
+            architecture=architecture,
+            teacher=teacher,
+            distiller=distiller,
+            data_preprocessor=data_preprocessor,
+            **kwargs,
+        )
+        # Take the teacher out of the submodules.
+        object.__setattr__(self, 'teacher', self._modules.pop('teacher'))
+        self._load_teacher(teacher_ckpt)
+        self.teacher.eval()
+        self._check_classes()
+        self._prepare_teacher_input(teacher_input or {})
+        self._report()
+
+    def _load_teacher(self, path: str | None) -> None:
+        init_cfg = getattr(self.teacher, 'init_cfg', None)
+        if path is None and isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
+            path = init_cfg['checkpoint']
+        if path is not None:
+            load_weights(self.teacher, path, 'model.teacher_ckpt')
+        elif not getattr(self.teacher, '_is_init', False):
+            self.teacher.init_weights()
+
+    def _check_classes(self) -> None:
+        student, teacher = num_classes(self.student), num_classes(self.teacher)
+        if None not in (student, teacher) and student != teacher:
+            raise SetupError(
+                f"model: the student's head has {student} classes and the teacher's {teacher}; "
+                'give both heads the same num_classes'
+            )
+
+    def _prepare_teacher_input(self, cfg: dict) -> None:
+        cfg = dict(cfg)
+        self._teacher_size = cfg.pop('size', None)
+        self._interpolation = cfg.pop('interpolation', 'bicubic')
+        student = _normalisation(self.data_preprocessor) or ((0.0,), (1.0,))
+        own = _normalisation(getattr(self.teacher, 'data_preprocessor', None))
+        mean, std = own or student
+        mean, std = cfg.pop('mean', mean), cfg.pop('std', std)
+        if cfg:
+            raise SetupError(
+                f'model.teacher_input: unknown keys {sorted(cfg)}; it takes size, mean, std and '
+                'interpolation'
+            )
+        modes = ('nearest', 'bilinear', 'bicubic', 'area', 'nearest-exact')
+        if self._interpolation not in modes:
+            raise SetupError(
+                f'model.teacher_input.interpolation: {self._interpolation!r} is none of {modes}'
+            )
+        # (x * s_std + s_mean - t_mean) / t_std, as one multiplication and addition.
+        columns = [
+            torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (*student, mean, std)
+        ]
+        student_mean, student_std, mean, std = columns
+        self.register_buffer('_teacher_scale', student_std / std, persistent=False)
+        self.register_buffer('_teacher_shift', (student_mean - mean) / std, persistent=False)
+        self._same_normalisation = bool(
+            (self._teacher_scale == 1).all() and (self._teacher_shift == 0).all()
+        )
+
+    def _report(self) -> None:
+        student = count_parameters(self.student)
+        extra = count_parameters(self.distiller)
+        print_log(
+            f'Parameters: student {student:,}, teacher {count_parameters(self.teacher):,} '
+            f'(frozen), extra modules {extra:,} ({extra / student:.1%} of the student, in '
+            'training only)',
+            'current',
+        )
+
+    def teacher_inputs(self, batch_inputs: Tensor) -> Tensor:
+        """Return the student's images ``(N, C, H, W)`` as the teacher wants them."""
+        if self._teacher_size is not None:
+            filtered = self._interpolation in ('bilinear', 'bicubic')
+            batch_inputs = F.interpolate(
+                batch_inputs, self._teacher_size, mode=self._interpolation, antialias=filtered
+            )
+        if not self._same_normalisation:
+            batch_inputs = batch_inputs * self._teacher_scale + self._teacher_shift
+        return batch_inputs
+
+    def loss(
+        self, batch_inputs: Tensor, data_samples: list[BaseDataElement] | None = None
+    ) -> dict[str, Tensor]:
+        """Return the student's own losses and the distiller's.
+
+        Args:
+            batch_inputs: Normalised images, ``(N, C, H, W)``.
+            data_samples: N samples with their labels.
+
+        Returns:
+            ``student.*`` and ``distill.*`` terms, scalars; mmengine sums those
+            with ``loss`` in their name.
+        """
+        distiller = self.distiller
+        deliveries = distiller.deliveries
+        if self.distillation_stopped:
+            deliveries = contextlib.nullcontext()
+        else:
+            distiller.set_deliveries_override(False)
+            with distiller.teacher_recorders, deliveries, torch.no_grad():
+                self.teacher(self.teacher_inputs(batch_inputs), data_samples, mode='tensor')
+        losses = {}
+        distiller.set_deliveries_override(True)
+        with (
+            distiller.student_recorders,
+            deliveries,
+            torch.set_grad_enabled(self.student_trainable),
+        ):
+            student_losses = self.student(batch_inputs, data_samples, mode='loss')
+        if self.calculate_student_loss:
+            losses.update(add_prefix(student_losses, 'student'))
+        if not self.distillation_stopped:
+            losses.update(add_prefix(distiller.compute_distill_losses(), 'distill'))
+        return losses
+
+    @torch.no_grad()
+    def teacher_val_step(self, data: dict) -> list[BaseDataElement]:
+        """Return the teacher's predictions for a batch of the student's data loader."""
+        data = self.data_preprocessor(data, False)
+        return self.teacher(
+            self.teacher_inputs(data['inputs']), data['data_samples'], mode='predict'
+        )
+
+    def train(self, mode: bool = True) -> 'CrossArchDistill':
+        """Set the mode of the student and the distiller; the teacher stays in eval."""
+        BaseModel.train(self, mode)
+        self.teacher.eval()
+        return self
+
+    def _apply(self, fn, *args, **kwargs):
+        self.teacher._apply(fn, *args, **kwargs)
+        return super()._apply(fn, *args, **kwargs)
+
+
+def _normalisation(preprocessor: nn.Module | None) -> tuple[list, list] | None:
+    """Return mean and std of a data preprocessor, or None if it does not normalise."""
+    if not getattr(preprocessor, '_enable_normalize', False):
+        return None
+    return preprocessor.mean.flatten().tolist(), preprocessor.std.flatten().tolist()

@@ -1,0 +1,22 @@
+"""Registries of this package, children of mmengine's.
+
+``type='mmkd_tas.X'`` resolves in any mmengine config without ``custom_imports``:
+mmengine imports this module when it meets the scope, and the ``locations``
+import the rest.
+"""
+
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import Registry
+from mmrazor.registry.registry import build_razor_model_from_cfg
+
+DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, locations=['mmkd_tas.datasets'])
+HOOKS = Registry('hook', parent=MMENGINE_HOOKS, locations=['mmkd_tas.hooks'])
+# MMRazor's build function also accepts dict(cfg_path='mmpretrain::...').
+MODELS = Registry(
+    'model',
+    build_func=build_razor_model_from_cfg,
+    parent=MMENGINE_MODELS,
+    locations=['mmkd_tas.models'],
+)

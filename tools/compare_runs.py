@@ -1,0 +1,74 @@
+"""Compare trainings: python tools/compare_runs.py [NAME=]WORK_DIR ... --out curves.png"""
+
+import argparse
+import io
+
+import matplotlib as mpl
+from rich.console import Console
+from rich.table import Table
+
+from mmkd_tas import cli
+from mmkd_tas.compat import write_whole
+from mmkd_tas.runs import Run
+
+
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description='Print a table of trainings, and plot their accuracy on the validation data.'
+    )
+    parser.add_argument('runs', nargs='+', metavar='[NAME=]WORK_DIR')
+    parser.add_argument('--out', help='write the plot to this .png, .svg or .pdf file')
+    return parser.parse_args()
+
+
+def print_table(runs: list[Run]) -> None:
+    """Print a row per run."""
+    table = Table('run', 'top-1 %', 'seconds', 'parameters')
+    for column in table.columns[1:]:
+        column.justify = 'right'
+    for run in runs:
+        top1 = '-' if run.top1 is None else f'{run.top1:.2f}'
+        table.add_row(run.label, top1, f'{run.seconds:.0f}', f'{run.parameters:,}')
+    Console().print(table)
+
+
+def plot(runs: list[Run], out: str) -> None:
+    """Plot top-1 accuracy over the share of the training that is done."""
+    mpl.use('Agg')
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout='constrained')
+    for run in runs:
+        epochs = sorted(epoch for epoch, m in run.val.items() if 'accuracy/top1' in m)
+        if not epochs:
+            continue
+        axes.plot(
+            [100 * epoch / epochs[-1] for epoch in epochs],
+            [run.val[epoch]['accuracy/top1'] for epoch in epochs],
+            marker='.',
+            label=f'{run.label} ({run.top1:.1f})',
+        )
+    axes.set(xlabel='training done (%)', ylabel='top-1 accuracy, validation (%)')
+    axes.grid(alpha=0.3)
+    axes.legend(loc='lower right')
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=out.rpartition('.')[2], dpi=150)
+    write_whole(buffer.getvalue(), out)
+
+
+def main() -> None:
+    """Compare."""
+    args = parse_args()
+    runs = []
+    for argument in args.runs:
+        name, _, folder = argument.rpartition('=')
+        runs.append(Run.read(folder, name or None))
+    print_table(runs)
+    if args.out:
+        plot(runs, args.out)
+        print(f'accuracy curves: {args.out}')
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -1,0 +1,45 @@
+"""Evaluate a student (or any model): python tools/test.py CONFIG CHECKPOINT"""
+
+import argparse
+
+import mmengine
+from mmengine.runner import Runner
+
+from mmkd_tas import cli
+from mmkd_tas.checkpoint import load_weights
+
+
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description='Evaluate a model on the test data of its config. Of a distillation config '
+        'only the student is built; the teacher need not be there.'
+    )
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='of the training run, or an exported student')
+    cli.add_run_arguments(parser)
+    parser.add_argument('--out', help='write the metrics to this .json or .yml file')
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Evaluate."""
+    args = parse_args()
+    config = cli.student_config(cli.load_config(args))
+    if args.amp:
+        config.test_cfg.fp16 = True
+    # Nothing of the training is built.
+    for key in ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler'):
+        config[key] = None
+    for key in ('val_dataloader', 'val_cfg', 'val_evaluator', 'load_from'):
+        config[key] = None
+    config.resume = False
+    runner = Runner.from_cfg(config)
+    load_weights(cli.unwrapped(runner.model), args.checkpoint, 'checkpoint')
+    metrics = runner.test()
+    if args.out:
+        mmengine.dump({key: float(value) for key, value in metrics.items()}, args.out)
+
+
+if __name__ == '__main__':
+    cli.run(main)
