@@ -1,17 +1,20 @@
 """What the command line tools share: arguments, and errors told in one sentence."""
 
 import argparse
+import contextlib
 import difflib
+import importlib
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 from urllib.error import URLError
 
-import mmengine.registry
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.model import is_model_wrapper
+from mmengine.registry import Registry
 from torch import nn
 
 from . import configs
@@ -88,10 +91,6 @@ def explain(error: Exception) -> str | None:
         return f'a download failed ({error.reason}): put the files in place beforehand'
     if isinstance(error, OSError) and error.filename is not None:
         return f"'{error.filename}': {error.strerror}"
-    if found := re.search(r'(\S+) is not in the \S*?::[\w ]+ registry', text):
-        return _unknown_type(found[1].strip('\'"'))
-    if found := re.search(r'Failed to get (\S+)$', text):
-        return _unknown_type(found[1])
     if isinstance(error, TypeError):
         if found := re.search(
             r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text
@@ -102,13 +101,42 @@ def explain(error: Exception) -> str | None:
     return None
 
 
-def _unknown_type(name: str) -> str:
+@contextlib.contextmanager
+def types_checked(config: Config) -> Iterator[None]:
+    """Name the key of an unknown ``type``, when building from a config fails for it."""
+    try:
+        yield
+    except (KeyError, RuntimeError, TypeError) as error:
+        if re.search(r'is not in the|Failed to get|None is not a callable', str(error)):
+            for key, name in _types(config.to_dict()):
+                if hint := _unknown_type(name):
+                    raise SetupError(f"{key}: unknown type '{name}'{hint}") from error
+        raise
+
+
+def _types(node: Any, path: str = '') -> Iterator[tuple[str, str]]:
+    items = node.items() if isinstance(node, dict) else enumerate(node)
+    for key, value in items:
+        here = f'{path}.{key}' if path else str(key)
+        if key == 'type' and isinstance(value, str):
+            yield here, value
+        elif isinstance(value, dict | list | tuple):
+            yield from _types(value, here)
+
+
+def _unknown_type(name: str) -> str | None:
+    """Return a hint at similar names if no registry knows a type, else None."""
     known: dict[str, set[str]] = {}
-    for registry in vars(mmengine.registry).values():
-        if isinstance(registry, mmengine.registry.Registry):
-            for node in (registry, *registry.children.values()):
-                for key in node.module_dict:
-                    known.setdefault(key, set()).add(f'{node.scope}.{key}')
-    close = difflib.get_close_matches(name.rpartition('.')[2], known, n=3)
-    hint = ' or '.join(sorted(full for key in close for full in known[key]))
-    return f"unknown type '{name}' in the config" + (f'; did you mean {hint}?' if hint else '')
+    for package in ('mmengine', 'mmpretrain', 'mmrazor', 'mmkd_tas'):
+        for registry in vars(importlib.import_module(f'{package}.registry')).values():
+            if isinstance(registry, Registry):
+                registry.import_from_location()
+                for key in registry.module_dict:
+                    # MMRazor's recorders and deliveries are named without their suffix
+                    for alias in {key, re.sub('(Recorder|Delivery)$', '', key)}:
+                        known.setdefault(alias, set()).add(f'{registry.scope}.{alias}')
+    scope, _, bare = name.rpartition('.')
+    if bare in known and (not scope or name in known[bare]):
+        return None
+    close = sorted(full for k in difflib.get_close_matches(bare, known, n=3) for full in known[k])
+    return f'; did you mean {" or ".join(close)}?' if close else '; there is none of a similar name'

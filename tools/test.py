@@ -34,9 +34,10 @@ def main() -> None:
     for key in ('val_dataloader', 'val_cfg', 'val_evaluator', 'load_from'):
         config[key] = None
     config.resume = False
-    runner = Runner.from_cfg(config)
-    load_weights(cli.unwrapped(runner.model), args.checkpoint, 'checkpoint')
-    metrics = runner.test()
+    with cli.types_checked(config):
+        runner = Runner.from_cfg(config)
+        load_weights(cli.unwrapped(runner.model), args.checkpoint, 'checkpoint')
+        metrics = runner.test()
     if args.out:
         mmengine.dump({key: float(value) for key, value in metrics.items()}, args.out)
 

@@ -71,8 +71,9 @@ def main() -> None:
             return
         print_log(f'Resuming from {start}, after epoch {done}', level=logging.INFO)
         config.load_from, config.resume = str(start), True
-    runner = Runner.from_cfg(config)
-    runner.train()
+    with cli.types_checked(config):
+        runner = Runner.from_cfg(config)
+        runner.train()
 
 
 if __name__ == '__main__':

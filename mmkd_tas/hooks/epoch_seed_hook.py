@@ -105,9 +105,18 @@ class EpochSeedHook(Hook):
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Seed this process, and tell the pipelines the epoch."""
+        self._seed(runner)
+        for pipeline in self.pipelines:
+            pipeline.epoch.fill_(runner.epoch)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Seed this process once more, now that the data loader has started."""
+        # Only a loader that starts new workers draws a number for their seeds.
+        if batch_idx == 0:
+            self._seed(runner)
+
+    def _seed(self, runner: Runner) -> None:
         seed = _derive(runner.seed, runner.epoch, get_rank())
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
-        for pipeline in self.pipelines:
-            pipeline.epoch.fill_(runner.epoch)

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import logging
 from typing import Any
 
 import torch
@@ -89,6 +90,12 @@ class CrossArchDistill(SingleTeacherDistill):
         # Take the teacher out of the submodules.
         object.__setattr__(self, 'teacher', self._modules.pop('teacher'))
         self._load_teacher(teacher_ckpt)
+        if isinstance(teacher, dict) and not (teacher_ckpt or _pretrained(teacher)):
+            print_log(
+                "The teacher's weights are random: give model.teacher_ckpt",
+                'current',
+                logging.WARNING,
+            )
         self.teacher.eval()
         self._check_classes()
         self._prepare_teacher_input(teacher_input or {})
@@ -213,6 +220,13 @@ class CrossArchDistill(SingleTeacherDistill):
     def _apply(self, fn, *args, **kwargs):
         self.teacher._apply(fn, *args, **kwargs)
         return super()._apply(fn, *args, **kwargs)
+
+
+def _pretrained(cfg: dict) -> bool:
+    """Return whether a config asks for weights anywhere (pretrained=, init_cfg=)."""
+    if cfg.get('pretrained') or cfg.get('type') == 'Pretrained':
+        return True
+    return any(_pretrained(value) for value in cfg.values() if isinstance(value, dict))
 
 
 def _normalisation(preprocessor: nn.Module | None) -> tuple[list, list] | None:

@@ -1,0 +1,77 @@
+"""What several test files use."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+REPO = Path(__file__).parents[1]
+CONFIGS = REPO / 'tests/configs'
+TINY = CONFIGS / 'tiny_distill.py'
+
+
+def run_tool(*args, cwd, ok=True, env=None):
+    """Run ``python tools/... args`` as a user would; return the finished process."""
+    process = subprocess.run(
+        [sys.executable, *map(str, args)],
+        cwd=cwd,
+        env={
+            **os.environ,
+            'PYTHONPATH': f'{REPO}:{REPO}/tests',
+            'OMP_NUM_THREADS': '1',
+            **(env or {}),
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if ok:
+        assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
+    return process
+
+
+def train(*args, cwd, **kwargs):
+    return run_tool(REPO / 'tools/train.py', *args, cwd=cwd, **kwargs)
+
+
+def fails(*args, cwd, saying):
+    """The tool ends with one sentence that says so, and without a traceback."""
+    process = run_tool(*args, cwd=cwd, ok=False)
+    output = process.stdout + process.stderr
+    assert process.returncode == 1, output[-3000:]
+    assert 'Traceback' not in output, output[-3000:]
+    sentences = [line for line in process.stderr.splitlines() if line.startswith('error: ')]
+    assert len(sentences) == 1, process.stderr[-3000:]
+    for part in [saying] if isinstance(saying, str) else saying:
+        assert part in sentences[0], sentences[0]
+    return sentences[0]
+
+
+@HOOKS.register_module()
+class KillHook(Hook):
+    """Kill this process, as the kernel would, before a step of an epoch (from 1)."""
+
+    def __init__(self, epoch, step):
+        self.at = (epoch - 1, step - 1)
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if (runner.epoch, batch_idx) == self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@HOOKS.register_module()
+class OrderHook(Hook):
+    """Append the epoch, the samples and the sum of the images of each step to a file."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        samples = [sample.sample_idx for sample in data_batch['data_samples']]
+        images = data_batch['inputs'].double().sum().item()
+        with open(self.file, 'a') as file:
+            file.write(f'{runner.epoch} {samples} {images}\n')

@@ -1,0 +1,134 @@
+import re
+import signal
+
+import pytest
+import torch
+from helpers import REPO, TINY, fails, train
+
+from mmkd_tas.checkpoint import read_checkpoint
+
+TRAIN = REPO / 'tools/train.py'
+
+
+def same(a, b):
+    """Whether two nested structures are equal, tensors bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def with_hooks(folder, teacher, *hooks):
+    """A config that adds hooks of the tests to the tiny one."""
+    config = folder / 'config.py'
+    config.write_text(
+        f"_base_ = '{TINY}'\n"
+        "custom_imports = dict(imports=['helpers'])\n"
+        f"model = dict(teacher_ckpt='{teacher}')\n"
+        f'custom_hooks = [*_base_.custom_hooks, {", ".join(map(repr, hooks))}]\n'
+    )
+    return config
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, tiny_teacher, workers):
+    options = ['--cfg-options', f'train_dataloader.num_workers={workers}', 'randomness.seed=3']
+    orders = {}
+    for name, kill in [('whole', []), ('killed', [dict(type='KillHook', epoch=2, step=3)])]:
+        folder = tmp_path / name
+        folder.mkdir()
+        orders[name] = folder / 'order.txt'
+        order = dict(type='OrderHook', file=str(orders[name]))
+        config = with_hooks(folder, tiny_teacher, order, *kill)
+        process = train(config, *options, cwd=folder, ok=not kill)
+        if kill:
+            assert process.returncode == -signal.SIGKILL
+            assert read_checkpoint(folder / 'work_dirs/config/epoch_1.pth')['meta']['epoch'] == 1
+            interrupted = orders[name].read_text().splitlines()
+            assert len(interrupted) == 5 + 3  # recorded before the kill
+            orders[name].unlink()
+            # without a seed in the config: it comes from the checkpoint
+            config = with_hooks(folder, tiny_teacher, order)
+            train(config, '--resume', *options[:-1], 'randomness.seed=None', cwd=folder)
+    whole = orders['whole'].read_text().splitlines()
+    assert len({line.split(' ', 1)[1] for line in whole}) == 15  # no two steps alike
+    assert interrupted == whole[:8]
+    assert orders['killed'].read_text().splitlines() == whole[5:]
+    expected, resumed = (
+        read_checkpoint(tmp_path / name / 'work_dirs/config/epoch_3.pth')
+        for name in ('whole', 'killed')
+    )
+    for part in ('state_dict', 'optimizer', 'param_schedulers'):
+        assert same(expected[part], resumed[part]), part
+
+
+def test_a_finished_run_is_left_alone(tmp_path):
+    train(TINY, cwd=tmp_path)
+    checkpoint = tmp_path / 'work_dirs/tiny_distill/epoch_3.pth'
+    before = checkpoint.stat().st_mtime_ns
+    process = train(TINY, '--resume', cwd=tmp_path)
+    assert 'already trained for 3 epochs' in process.stdout
+    assert checkpoint.stat().st_mtime_ns == before
+    # a truncated checkpoint is passed over; here, there is no other
+    checkpoint.write_bytes(checkpoint.read_bytes()[:20000])
+    fails(TRAIN, TINY, '--resume', cwd=tmp_path, saying='no whole checkpoint')
+    # no half-written files, and nothing of the teacher in what is whole
+    assert [p.name for p in checkpoint.parent.glob('.*')] == []
+
+
+def test_options(tmp_path):
+    process = train(
+        TINY,
+        *('--work-dir', 'here', '--amp', '--auto-scale-lr', '--no-validate', '--resume', 'auto'),
+        *('--cfg-options', 'train_cfg.max_epochs=1', 'train_dataloader.batch_size=10'),
+        cwd=tmp_path,
+    )
+    output = process.stdout
+    assert (tmp_path / 'here/epoch_1.pth').is_file()
+    assert "type='AmpOptimWrapper'" in output
+    assert 'LR is set based on batch size of 16' in output
+    assert 'Epoch(val)' not in output
+    assert re.search(r'student [\d,]+, teacher [\d,]+ \(frozen\), extra modules 0', output)
+
+
+def test_bad_input(tmp_path):
+    def bad(*args, saying):
+        return fails(TRAIN, *args, cwd=tmp_path, saying=saying)
+
+    bad('none.py', saying="there is no config file at 'none.py'")
+    broken = tmp_path / 'broken.py'
+    broken.write_text('model = dict(')
+    bad(broken, saying=['broken.py', 'SyntaxError'])
+    bad(TINY, '--resume', saying=["no whole checkpoint in 'work_dirs/tiny_distill'"])
+    bad(TINY, '--resume', tmp_path, saying='no whole checkpoint')
+    bad(TINY, '--resume', 'none.pth', saying="no checkpoint file at 'none.pth'")
+    bad(TINY, '--work-dir', broken / 'sub', saying='Not a directory')
+    assert not (tmp_path / 'work_dirs').exists()
+
+
+@pytest.mark.parametrize(
+    ('option', 'saying'),
+    [
+        ('optim_wraper.optimizer.lr=1', "did you mean 'optim_wrapper'?"),
+        ('train_cfg.max_epoch=1', "did you mean 'max_epochs'"),
+        ('default_hooks.checkpoin.interval=1', "did you mean 'checkpoint'?"),
+        ('model.architecture.head.typ=x', "takes no argument 'typ'"),
+        ('custom_hooks.7.type=x', "'custom_hooks' is a list of 2"),
+        (
+            'model.distiller.type=mmkd_tas.Distill',
+            "model.distiller.type: unknown type 'mmkd_tas.Distill'",
+        ),
+        ('train_dataloader.dataset.type=Digit', 'did you mean mmkd_tas.Digits'),
+        ('optim_wrapper.optimizer.type=AdmW', 'or mmengine.AdamW'),
+        ('train_dataloader.dataset.num_train=7', 'num_train must be a multiple of 10'),
+        ('model.architecture.head.num_classes=9', '9 classes'),
+        ('model.teacher_input.sizes=3', "unknown keys ['sizes']"),
+        ('model.teacher_trainable=True', 'keeps its teacher frozen'),
+    ],
+)
+def test_bad_option(tmp_path, option, saying):
+    fails(TRAIN, TINY, '--cfg-options', option, cwd=tmp_path, saying=saying)
+    assert not list(tmp_path.rglob('*.pth'))
