@@ -40,5 +40,5 @@ setup(
         'ordered-set',
         'pydacefit',
     ],
-    extras_require={'test': ['pytest>=8', 'ruff>=0.6']},
+    extras_require={'test': ['pytest>=8', 'pytest-xdist>=3', 'ruff>=0.6']},
 )

@@ -92,12 +92,18 @@ def load_weights(model: nn.Module, path: str | Path, what: str) -> dict:
     )
     try:
         model.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        raise SetupError(_misfit(expected, weights, path, what)) from error
+    except RuntimeError:
+        check_fit(expected, weights, path, what)
+        raise
     return checkpoint
 
 
-def _misfit(expected: dict, weights: dict, path: str | Path, what: str) -> str:
+def check_fit(expected: dict, weights: dict, path: str | Path, what: str) -> None:
+    """Compare the keys and shapes of two state dicts.
+
+    Raises:
+        SetupError: With the missing, unexpected and misshapen keys, if there are any.
+    """
     shapes = {
         key: (tuple(weights[key].shape), tuple(value.shape))
         for key, value in expected.items()
@@ -106,10 +112,12 @@ def _misfit(expected: dict, weights: dict, path: str | Path, what: str) -> str:
     missing = [key for key in expected if key not in weights]
     unexpected = [key for key in weights if key not in expected]
     counts = {(theirs[0], ours[0]) for theirs, ours in shapes.values() if theirs and ours}
+    if not (shapes or missing or unexpected):
+        return
     if not missing and not unexpected and len(counts) == 1:
         theirs, ours = counts.pop()
         if all(a[1:] == b[1:] for a, b in shapes.values()):
-            return (
+            raise SetupError(
                 f"{what}: '{path}' was trained for {theirs} classes and the model's head has "
                 f'{ours} (keys {_listed(shapes)}); set num_classes={theirs} in the head, or give '
                 f'a checkpoint for {ours} classes'
@@ -123,7 +131,7 @@ def _misfit(expected: dict, weights: dict, path: str | Path, what: str) -> str:
         ]
         if keys
     ]
-    return (
+    raise SetupError(
         f"{what}: '{path}' is of another architecture than the model; of {len(expected)} keys "
         + '; '.join(parts)
     )

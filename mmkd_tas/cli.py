@@ -13,9 +13,7 @@ from urllib.error import URLError
 
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.model import is_model_wrapper
 from mmengine.registry import Registry
-from torch import nn
 
 from . import configs
 from .errors import SetupError
@@ -65,11 +63,6 @@ def student_config(config: Config) -> Config:
         if preprocessor and 'cfg_path' not in config.model:
             config.model.setdefault('data_preprocessor', preprocessor)
     return config
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the model inside a DDP wrapper, or the model itself."""
-    return model.module if is_model_wrapper(model) else model
 
 
 def run(main: Callable[[], None]) -> None:

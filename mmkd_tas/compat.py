@@ -233,15 +233,15 @@ def whole_checkpoints() -> bool:
 
 
 @mend
-def timm_checkpoints() -> bool:
-    """mmpretrain: a TimmClassifier inside another model finds its weights again."""
-    # Its hooks strip `model.` from its keys when it is saved and add it when it
-    # is loaded, but inside another model PyTorch ignores the stripped copy.
+def timm_weights() -> bool:
+    """mmpretrain: a TimmClassifier keeps pretrained weights, and finds saved ones again."""
     with warnings.catch_warnings():
         # mmcv-lite lacks an operator that no classifier uses.
         warnings.filterwarnings('ignore', 'Fail to import ``MultiScaleDeformableAttention')
         from mmpretrain.models import TimmClassifier
 
+    # Its hooks strip `model.` from its keys when it is saved and add it when it
+    # is loaded, but inside another model PyTorch ignores the stripped copy.
     original = TimmClassifier._add_state_dict_prefix
 
     def add_prefix_once(state_dict, prefix, *args):
@@ -249,6 +249,17 @@ def timm_checkpoints() -> bool:
             original(state_dict, prefix, *args)
 
     TimmClassifier._add_state_dict_prefix = staticmethod(add_prefix_once)
+
+    # When a training starts, mmengine calls init_weights() of the timm model,
+    # which draws new weights even where pretrained=True has loaded some.
+    create = TimmClassifier.__init__
+
+    @functools.wraps(create)
+    def initialised_by_timm(self, *args, **kwargs):
+        create(self, *args, **kwargs)
+        self.model.is_init = True
+
+    TimmClassifier.__init__ = initialised_by_timm
     return True
 
 

@@ -1,12 +1,17 @@
 """What several test files use."""
 
+import contextlib
+import logging
 import os
+import runpy
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
 from mmengine.registry import HOOKS
 
 REPO = Path(__file__).parents[1]
@@ -51,6 +56,16 @@ def fails(*args, cwd, saying):
     return sentences[0]
 
 
+def ends_with(*args):
+    """Run a tool in this process, where that is enough; return the sentence it ends with."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'argv', list(map(str, args)))
+        with pytest.raises(SystemExit) as exit:
+            runpy.run_path(str(args[0]), run_name='__main__')
+    assert str(exit.value).startswith('error: '), exit.value
+    return str(exit.value)
+
+
 @HOOKS.register_module()
 class KillHook(Hook):
     """Kill this process, as the kernel would, before a step of an epoch (from 1)."""
@@ -75,3 +90,19 @@ class OrderHook(Hook):
         images = data_batch['inputs'].double().sum().item()
         with open(self.file, 'a') as file:
             file.write(f'{runner.epoch} {samples} {images}\n')
+
+
+@contextlib.contextmanager
+def captured_log(level=logging.WARNING):
+    """Collect the messages that any of mmengine's loggers writes, from a level upwards."""
+    messages = []
+    write = MMLogger.callHandlers
+
+    def collect(self, record):
+        if record.levelno >= level:
+            messages.append(record.getMessage())
+        write(self, record)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MMLogger, 'callHandlers', collect)
+        yield messages

@@ -7,6 +7,7 @@ from mmengine.runner import Runner
 
 from mmkd_tas import cli
 from mmkd_tas.checkpoint import load_weights
+from mmkd_tas.models.utils import unwrapped
 
 
 def parse_args() -> argparse.Namespace:
@@ -36,7 +37,7 @@ def main() -> None:
     config.resume = False
     with cli.types_checked(config):
         runner = Runner.from_cfg(config)
-        load_weights(cli.unwrapped(runner.model), args.checkpoint, 'checkpoint')
+        load_weights(unwrapped(runner.model), args.checkpoint, 'checkpoint')
         metrics = runner.test()
     if args.out:
         mmengine.dump({key: float(value) for key, value in metrics.items()}, args.out)

@@ -3,11 +3,11 @@
 import logging
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, autocast
 
+from ..checkpoint import check_fit
 from ..errors import SetupError
-from ..models.utils import num_classes
+from ..models.utils import num_classes, unwrapped
 from ..registry import HOOKS
 
 
@@ -17,6 +17,7 @@ class PreflightHook(Hook):
 
     Before training starts:
 
+    - A checkpoint to resume from must be of the same model, key by key.
     - The data sets and the heads must agree on the number of classes.
     - The frozen teacher of a :class:`CrossArchDistill` is evaluated on the
       validation data with the run's own metrics. Its result goes to the log, to
@@ -33,15 +34,22 @@ class PreflightHook(Hook):
             raises no warning; None asks only that it beats chance.
 
     Raises:
-        SetupError: Before training, if the numbers of classes differ.
+        SetupError: Before training, if the numbers of classes differ, or the
+            checkpoint to resume from does not fit.
     """
 
     def __init__(self, teacher_floor: float | None = None) -> None:
         self.teacher_floor = teacher_floor
 
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Refuse to resume from the checkpoint of another model."""
+        if runner._resume:
+            model = unwrapped(runner.model)
+            check_fit(model.state_dict(), checkpoint['state_dict'], runner._load_from, 'resume')
+
     def before_train(self, runner: Runner) -> None:
         """Check the classes, then the teacher."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped(runner.model)
         self._check_classes(runner, model)
         known = 'teacher_metrics' in runner.message_hub.runtime_info
         if hasattr(model, 'teacher_val_step') and runner.val_loop is not None and not known:
@@ -50,7 +58,7 @@ class PreflightHook(Hook):
     def before_val(self, runner: Runner) -> None:
         """Check the classes of a validation without training."""
         if runner._train_loop is None:
-            self._check_classes(runner, runner.model)
+            self._check_classes(runner, unwrapped(runner.model))
 
     def _check_classes(self, runner: Runner, model) -> None:
         heads = num_classes(getattr(model, 'architecture', model))

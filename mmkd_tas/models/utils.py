@@ -1,5 +1,6 @@
 """Small questions that several parts ask of a model."""
 
+from mmengine.model import is_model_wrapper
 from torch import nn
 
 
@@ -15,3 +16,8 @@ def num_classes(model: nn.Module) -> int | None:
         if isinstance(count, int):
             return count
     return None
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside a DDP wrapper, or the model itself."""
+    return model.module if is_model_wrapper(model) else model

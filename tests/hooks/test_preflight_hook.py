@@ -1,0 +1,130 @@
+import pytest
+import torch
+from helpers import TINY, captured_log
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from mmkd_tas.checkpoint import read_checkpoint
+from mmkd_tas.errors import SetupError
+
+
+@HOOKS.register_module()
+class CountHook(Hook):
+    """Count the hook points that validation fires."""
+
+    def __init__(self):
+        self.calls = []
+        for point in ('before_val_epoch', 'after_val_epoch', 'before_val_iter'):
+            setattr(self, point, lambda *a, point=point, **k: self.calls.append(point))
+
+
+def runner(tmp_path, **changes):
+    config = Config.fromfile(TINY)
+    config.merge_from_dict({'work_dir': str(tmp_path), 'train_cfg.max_epochs': 1, **changes})
+    return Runner.from_cfg(config)
+
+
+def hook_of(run, kind):
+    return next(hook for hook in run.hooks if type(hook).__name__ == kind)
+
+
+def test_teacher_is_evaluated_once_and_other_hooks_see_nothing(tmp_path, monkeypatch):
+    ema = [dict(type='EMAHook', momentum=0.5), dict(type='CountHook')]
+    base = Config.fromfile(TINY)
+    run = runner(
+        tmp_path, **{'custom_hooks': [*base.custom_hooks, *ema], 'train_cfg.max_epochs': 2}
+    )
+    calls = []
+    step = run.model.teacher_val_step
+    monkeypatch.setattr(run.model, 'teacher_val_step', lambda data: calls.append(1) or step(data))
+    run.train()
+    assert len(calls) == 4  # once over the 797 images, in 2 epochs
+    counts = hook_of(run, 'CountHook').calls
+    assert counts.count('before_val_epoch') == counts.count('after_val_epoch') == 2
+    assert counts.count('before_val_iter') == 2 * 4
+    metrics = run.message_hub.get_info('teacher_metrics')
+    assert 0 <= metrics['accuracy/top1'] <= 100
+    assert read_checkpoint(tmp_path / 'epoch_2.pth')['message_hub']['runtime_info'][
+        'teacher_metrics'
+    ] == pytest.approx(metrics)
+
+
+def test_validation_leaves_the_student_as_it_was_under_ema(tmp_path):
+    """With MMRazor's own loop, EMAHook's averaged weights end up in the student."""
+    base = Config.fromfile(TINY)
+    run = runner(tmp_path, custom_hooks=[*base.custom_hooks, dict(type='EMAHook', momentum=0.5)])
+    seen = {}
+
+    class Watch(Hook):
+        priority = 'LOWEST'
+
+        def after_train_epoch(self, runner):
+            seen['before'] = {k: v.clone() for k, v in runner.model.state_dict().items()}
+
+        def after_val(self, runner):
+            seen['after'] = {k: v.clone() for k, v in runner.model.state_dict().items()}
+
+    run.register_hook(Watch())
+    run.train()
+    assert seen['before'].keys() == seen['after'].keys()
+    for key, value in seen['before'].items():
+        assert torch.equal(value, seen['after'][key]), key
+
+
+def test_a_resumed_run_does_not_evaluate_the_teacher_again(tmp_path, monkeypatch):
+    runner(tmp_path).train()
+    run = runner(tmp_path, **{'resume': True, 'train_cfg.max_epochs': 2})
+    monkeypatch.setattr(run.model, 'teacher_val_step', None)
+    run.train()
+    assert run.epoch == 2
+
+
+@pytest.mark.parametrize(
+    ('floor', 'top1', 'warning'),
+    [
+        (None, 11.0, 'no better than chance'),
+        (None, 50.0, None),
+        (60.0, 50.0, 'below the floor of 60.00 %'),
+        (40.0, 50.0, None),
+    ],
+)
+def test_weak_teachers_are_warned_of(tmp_path, floor, top1, warning):
+    run = runner(tmp_path)
+    run._val_loop = run.build_val_loop(run._val_loop)
+    hook = hook_of(run, 'PreflightHook')
+    hook.teacher_floor = floor
+    with captured_log() as messages:
+        hook._judge_teacher(run, {'accuracy/top1': top1}, 10)
+    assert len(messages) == (warning is not None)
+    assert warning is None or warning in messages[0]
+
+
+def test_a_random_teacher_is_noticed_in_a_run(tmp_path):
+    with captured_log() as messages:
+        runner(tmp_path).train()
+    assert any('no better than chance (10.00 %)' in message for message in messages)
+
+
+@pytest.mark.parametrize('loader', ['train_dataloader', 'val_dataloader'])
+def test_class_counts_of_data_and_head_must_agree(tmp_path, loader):
+    run = runner(tmp_path, **{f'{loader}.dataset.metainfo': dict(classes=('a', 'b'))})
+    with pytest.raises(SetupError, match=f'{loader}: the data set has 2 classes.* 10'):
+        run.train()
+    assert not list(tmp_path.glob('*.pth'))
+
+
+def test_class_counts_are_checked_without_a_teacher(tmp_path):
+    student = Config.fromfile(TINY).model.architecture
+    student.head.num_classes = 7
+    run = runner(tmp_path, model=dict(_delete_=True, **student))
+    with pytest.raises(SetupError, match='has 10 classes and the head of the model 7'):
+        run.train()
+
+
+def test_resuming_another_model_is_refused(tmp_path):
+    runner(tmp_path).train()
+    run = runner(tmp_path, **{'resume': True, 'model.architecture.backbone.arch.num_layers': 3})
+    with pytest.raises(SetupError, match='missing: architecture.backbone.layers.2'):
+        run.train()

@@ -1,0 +1,146 @@
+import os
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from mmengine.registry import MODELS
+from torch import nn
+
+from mmkd_tas.checkpoint import find_checkpoint, load_weights, read_checkpoint
+from mmkd_tas.errors import SetupError
+
+
+def classifier(channels=4, classes=10, depth=18):
+    head = dict(type='LinearClsHead', in_channels=8 * channels, num_classes=classes)
+    backbone = dict(
+        type='ResNet_CIFAR', depth=depth, base_channels=channels, stem_channels=channels
+    )
+    neck = dict(type='GlobalAveragePooling')
+    return MODELS.build(dict(type='ImageClassifier', backbone=backbone, neck=neck, head=head))
+
+
+def timm_classifier():
+    cfg = dict(type='TimmClassifier', model_name='resnet18', num_classes=10)
+    return MODELS.build(cfg)
+
+
+def saved(tmp_path, content, name='checkpoint.pth'):
+    torch.save(content, tmp_path / name)
+    return tmp_path / name
+
+
+def prefixed(prefix, weights):
+    return {prefix + key: value for key, value in weights.items()}
+
+
+def assert_loads(target, path, source):
+    load_weights(target, path, 'test')
+    for (key, ours), theirs in zip(target.named_parameters(), source.parameters(), strict=True):
+        assert torch.equal(ours, theirs), key
+
+
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        lambda w: w,
+        lambda w: {'state_dict': w, 'meta': {'epoch': 1}, 'optimizer': {}},
+        lambda w: {'model': w},
+        lambda w: {'state_dict': prefixed('module.', w)},
+        lambda w: {'state_dict': {**prefixed('architecture.', w), 'distiller.x': torch.ones(1)}},
+        lambda w: {'state_dict': {k: v + 1 for k, v in w.items()}, 'state_dict_ema': w},
+    ],
+    ids=['bare', 'mmengine', 'timm', 'ddp', 'distillation', 'ema'],
+)
+def test_reads_every_layout(tmp_path, wrap):
+    source = classifier()
+    assert_loads(classifier(), saved(tmp_path, wrap(source.state_dict())), source)
+
+
+def test_reads_safetensors(tmp_path):
+    source = classifier()
+    file = tmp_path / 'x.safetensors'
+    safetensors.torch.save_file(source.state_dict(), file)
+    assert_loads(classifier(), file, source)
+
+
+@pytest.mark.parametrize('prefix', ['', 'architecture.model.', 'model.'])
+def test_reads_timm_checkpoints(tmp_path, prefix):
+    source = timm.create_model('resnet18', num_classes=10)
+    file = saved(tmp_path, prefixed(prefix, source.state_dict()))
+    assert_loads(timm_classifier(), file, source)
+
+
+def misfit(tmp_path, content, target=None):
+    with pytest.raises(SetupError) as error:
+        load_weights(target or classifier(), saved(tmp_path, content), 'model.teacher_ckpt')
+    assert str(error.value).startswith('model.teacher_ckpt: ')
+    return str(error.value)
+
+
+def test_misfits_are_told_by_key(tmp_path):
+    weights = classifier().state_dict()
+    message = misfit(tmp_path, {k: v for k, v in weights.items() if k != 'head.fc.bias'})
+    assert '1 missing: head.fc.bias' in message
+    message = misfit(tmp_path, {**weights, 'head.more': torch.ones(1)})
+    assert '1 unexpected: head.more' in message
+    message = misfit(tmp_path, classifier(classes=7).state_dict())
+    assert "trained for 7 classes and the model's head has 10" in message
+    assert 'head.fc.weight' in message
+    message = misfit(tmp_path, classifier(channels=2).state_dict())
+    assert 'another architecture' in message
+    assert 'backbone.conv1.weight ((2, 3, 3, 3), model (4, 3, 3, 3))' in message
+    message = misfit(tmp_path, timm.create_model('vit_tiny_patch16_224', depth=1).state_dict())
+    assert 'missing: ' in message
+    assert 'unexpected: cls_token, ' in message
+    assert 'holds no state_dict' in misfit(tmp_path, {'state_dict': {}})
+
+
+def test_unreadable_files(tmp_path):
+    with pytest.raises(SetupError, match="no checkpoint file at 'none.pth'"):
+        read_checkpoint('none.pth')
+    whole = saved(tmp_path, classifier().state_dict())
+    for size in (0, 10, whole.stat().st_size // 2, whole.stat().st_size - 1):
+        part = tmp_path / 'part.pth'
+        part.write_bytes(whole.read_bytes()[:size])
+        with pytest.raises(SetupError, match='not a whole checkpoint'):
+            read_checkpoint(part)
+    part = tmp_path / 'part.safetensors'
+    part.write_bytes(b'123')
+    with pytest.raises(SetupError, match='not a whole checkpoint'):
+        read_checkpoint(part)
+    with pytest.raises(SetupError, match='holds a list'):
+        read_checkpoint(saved(tmp_path, [1]))
+    with pytest.raises(SetupError, match='cannot be downloaded'):
+        read_checkpoint('http://127.0.0.1:9/x.pth')
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ('true',)
+
+
+def test_a_malicious_file_is_refused_by_name(tmp_path):
+    with pytest.raises(SetupError, match=r"refused: it wants to call '\w+\.system'"):
+        read_checkpoint(saved(tmp_path, {'state_dict': Evil()}))
+
+
+def test_find_checkpoint_takes_the_newest_whole_one(tmp_path):
+    assert find_checkpoint(tmp_path) is None
+    for epoch in (2, 9, 10):
+        saved(tmp_path, {'epoch': epoch}, f'epoch_{epoch}.pth')
+    assert find_checkpoint(tmp_path).name == 'epoch_10.pth'
+    pointer = tmp_path / 'last_checkpoint'
+    pointer.write_text('/moved/away/epoch_9.pth')
+    assert find_checkpoint(tmp_path).name == 'epoch_9.pth'
+    pointer.write_text('')
+    (tmp_path / 'epoch_10.pth').write_bytes(b'cut')
+    assert find_checkpoint(tmp_path).name == 'epoch_9.pth'
+    pointer.write_text(str(tmp_path / 'epoch_10.pth'))
+    assert find_checkpoint(tmp_path).name == 'epoch_9.pth'
+
+
+def test_loading_gives_the_model_nothing_but_weights(tmp_path):
+    model = nn.Linear(2, 2)
+    whole = load_weights(model, saved(tmp_path, {'state_dict': model.state_dict(), 'meta': 1}), '')
+    assert whole['meta'] == 1

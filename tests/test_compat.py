@@ -1,0 +1,327 @@
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+from collections import OrderedDict
+
+import mmengine
+import numpy as np
+import pytest
+import torch
+from helpers import REPO, TINY
+from mmengine.config import Config
+from mmengine.logging import HistoryBuffer, MessageHub
+from mmengine.optim import OptimWrapper, scheduler
+from mmengine.registry import MODELS, PARAM_SCHEDULERS
+from mmengine.runner import CheckpointLoader, Runner, save_checkpoint
+from mmrazor.registry import MODELS as RAZOR_MODELS
+from torch import nn
+
+from mmkd_tas import compat
+
+
+def in_new_process(code, *args):
+    """Run Python code in a process of its own; return what it prints."""
+    process = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', textwrap.dedent(code), *map(str, args)],
+        env={**os.environ, 'PYTHONPATH': str(REPO)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    return process.stdout.strip()
+
+
+def load(file):
+    return CheckpointLoader.load_checkpoint(str(file), 'cpu', logger='silent')
+
+
+# --- what imports ---------------------------------------------------------------
+
+
+def test_applied_names_every_mend_and_apply_is_idempotent():
+    before, load_before = compat.applied(), torch.load
+    assert {'safe_checkpoints', 'whole_checkpoints', 'quantization', 'timm_weights'} <= set(before)
+    assert all(': ' in sentence for sentence in before.values())
+    compat.apply()
+    assert compat.applied() == before
+    assert torch.load is load_before
+
+
+def test_mmrazor_imports_whole():
+    printed = in_new_process("""
+        import mmkd_tas
+        import mmrazor.datasets, mmrazor.engine, mmrazor.implementations, mmrazor.models
+        from mmrazor.models import DKDLoss, KLDivergence, SingleTeacherDistill
+        print('imported')
+    """)
+    assert printed.endswith('imported')
+
+
+def test_quantization_says_why_it_is_off():
+    quantizer = dict(
+        type='mmrazor.OpenVINOQuantizer',
+        global_qconfig={},
+        tracer=dict(type='mmrazor.CustomTracer'),
+    )
+    with pytest.raises(NotImplementedError, match='quantization.*PyTorch'):
+        RAZOR_MODELS.build(quantizer)
+    from mmrazor.structures.quantization import BackendConfigs
+
+    with pytest.raises(NotImplementedError, match='BackendConfigs'):
+        BackendConfigs['openvino']
+
+
+def test_mmrazor_finds_mmcls_in_mmpretrain():
+    import mmcls.structures
+    import mmpretrain.models
+    import mmpretrain.structures
+    from mmcls.datasets.transforms.formatting import PackClsInputs
+    from mmrazor.models.architectures.classifiers.image import ImageClassifier
+    from mmrazor.models.losses.kd_soft_ce_loss import soft_cross_entropy
+
+    assert mmcls.structures is mmpretrain.structures
+    assert mmpretrain.structures.__spec__.name == 'mmpretrain.structures'
+    assert mmcls.structures.ClsDataSample is mmpretrain.structures.DataSample
+    assert PackClsInputs.__name__ == 'PackInputs'
+    assert issubclass(ImageClassifier, mmpretrain.models.ImageClassifier)
+    loss = RAZOR_MODELS.build(dict(type='mmrazor.KDSoftCELoss', tau=1.0))
+    logits = torch.randn(4, 3)
+    expected = soft_cross_entropy(logits, logits.softmax(1), reduction='mean')
+    torch.testing.assert_close(loss(logits, logits), expected)
+
+
+@pytest.mark.parametrize('without_setuptools', [False, True])
+def test_configs_of_other_packages(without_setuptools):
+    hide = """
+        import importlib.abc, sys
+        class Hidden(importlib.abc.MetaPathFinder):
+            def find_spec(self, name, path=None, target=None):
+                if name.partition('.')[0] in ('pkg_resources', 'setuptools'):
+                    raise ModuleNotFoundError(name)
+        sys.meta_path.insert(0, Hidden())
+        import importlib.util
+        find = importlib.util.find_spec
+        importlib.util.find_spec = lambda n, *a: None if n == 'pkg_resources' else find(n, *a)
+    """
+    code = """
+        import mmkd_tas
+        from mmengine.config import Config
+        from mmkd_tas.registry import MODELS
+        import tempfile, os
+        with tempfile.TemporaryDirectory() as folder:
+            file = os.path.join(folder, 'c.py')
+            open(file, 'w').write("_base_ = ['mmpretrain::resnet/resnet18_8xb16_cifar10.py']")
+            print(Config.fromfile(file).model.backbone.depth)
+        model = MODELS.build(dict(cfg_path='mmpretrain::resnet/resnet18_8xb32_in1k.py'))
+        print(model.head.num_classes)
+    """
+    printed = in_new_process((hide if without_setuptools else '') + code)
+    assert printed.split('\n')[-2:] == ['18', '1000']
+
+
+# --- checkpoints are safe -------------------------------------------------------
+
+
+class Evil:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, call, *args):
+        self.call, self.args = call, args
+
+    def __reduce__(self):
+        return self.call, self.args
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+@pytest.mark.parametrize(
+    'evil',
+    [
+        lambda mark: Evil(os.mkdir, mark),
+        lambda mark: Evil(os.system, f'mkdir {mark}'),
+        lambda mark: Evil(eval, f'__import__("os").mkdir({mark!r})'),
+        lambda mark: Evil(getattr, OrderedDict, 'fromkeys'),
+        lambda mark: Evil(getattr, HistoryBuffer, '__init__'),
+        lambda mark: np.array([Evil(os.mkdir, mark)], dtype=object),
+        lambda mark: {'log': HistoryBuffer([1.0], [1]), 'x': Evil(os.mkdir, mark)},
+    ],
+)
+def test_a_checkpoint_cannot_run_code(tmp_path, evil, zipped):
+    mark = tmp_path / 'mark'
+    file = tmp_path / 'evil.pth'
+    content = {'state_dict': {'w': torch.ones(1)}, 'meta': evil(str(mark))}
+    torch.save(content, file, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(pickle.UnpicklingError):
+        load(file)
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(file)
+    assert not mark.exists()
+
+
+def test_a_downloaded_checkpoint_cannot_run_code(tmp_path):
+    mark = tmp_path / 'mark'
+    torch.save({'x': Evil(os.mkdir, str(mark))}, tmp_path / 'evil.pth')
+    from mmengine.runner.checkpoint import load_url
+
+    with pytest.raises(pickle.UnpicklingError):
+        load_url((tmp_path / 'evil.pth').as_uri(), model_dir=str(tmp_path / 'cache'))
+    assert not mark.exists()
+
+
+def test_resuming_does_not_execute_the_config_in_the_checkpoint(tmp_path):
+    mark = tmp_path / 'mark'
+    config = Config.fromfile(TINY)
+    config.work_dir = str(tmp_path)
+    config.train_cfg.max_epochs = 1
+    Runner.from_cfg(config).train()
+    checkpoint = load(tmp_path / 'epoch_1.pth')
+    checkpoint['meta']['config'] = f'import os\nos.mkdir({str(mark)!r})'
+    torch.save(checkpoint, tmp_path / 'evil.pth')
+    config.load_from, config.resume = str(tmp_path / 'evil.pth'), True
+    runner = Runner.from_cfg(config)
+    runner.train()
+    assert runner.epoch == 1
+    assert not mark.exists()
+
+
+def test_everything_mmengine_writes_can_be_read(tmp_path):
+    """Log history, numbers of NumPy, optimizer, and every scheduler it has."""
+    model = nn.Linear(2, 2)
+    wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
+    wrapper.update_params(model(torch.ones(1, 2)).sum())
+    arguments = {
+        'MultiStepLR': dict(milestones=[1]),
+        'StepLR': dict(step_size=1),
+        'PolyLR': dict(),
+        'OneCycleLR': dict(eta_max=0.1, total_steps=4),
+        'CosineRestartLR': dict(periods=[2], eta_min=0.0),
+        'ExponentialLR': dict(gamma=0.9),
+        'CosineAnnealingLR': dict(T_max=4),
+        'LinearLR': dict(),
+        'ConstantLR': dict(),
+        'ReduceOnPlateauLR': dict(monitor='loss'),
+        'LinearMomentum': dict(),
+    }
+    schedulers = {
+        name: PARAM_SCHEDULERS.build(dict(type=name, optimizer=wrapper, **kwargs)).state_dict()
+        for name, kwargs in arguments.items()
+        if hasattr(scheduler, name)
+    }
+    hub = MessageHub('test_everything')
+    hub.update_scalar('train/loss', 1.5)
+    hub.update_info('metrics', {'top1': np.float32(3), 'n': np.int64(4), 'all': np.arange(3)})
+    checkpoint = {
+        'optimizer': wrapper.state_dict(),
+        'param_schedulers': schedulers,
+        'message_hub': hub.state_dict(),
+        'meta': {'version': mmengine.__version__, 'classes': ('a', 'b'), 'dtype': np.dtype('f4')},
+    }
+    save_checkpoint(checkpoint, str(tmp_path / 'all.pth'))
+    read = load(tmp_path / 'all.pth')
+    assert read['message_hub']['log_scalars']['train/loss'].mean() == 1.5
+    assert read['message_hub']['runtime_info']['metrics']['all'].tolist() == [0, 1, 2]
+    assert read['param_schedulers'].keys() == schedulers.keys()
+    assert read['meta'] == checkpoint['meta']
+    state = read['optimizer']['state'][0]['momentum_buffer']
+    assert torch.equal(state, wrapper.state_dict()['state'][0]['momentum_buffer'])
+
+
+# --- checkpoints are whole ------------------------------------------------------
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    printed = in_new_process(
+        """
+        import os, resource, signal, sys
+        os.chdir(sys.argv[1])
+        from mmkd_tas.compat import write_whole
+        write_whole(b'old', 'file')
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # a disk of 1,000 bytes
+        from mmengine.fileio import LocalBackend
+        try:
+            LocalBackend().put(b'new' * 1000, 'file')
+        except OSError as error:
+            print(open('file').read(), os.listdir('.'), type(error).__name__)
+        """,
+        tmp_path,
+    )
+    assert printed == "old ['file'] OSError"
+
+
+def test_the_old_checkpoint_goes_when_the_new_one_is_whole(tmp_path, monkeypatch):
+    config = Config.fromfile(TINY)
+    config.work_dir = str(tmp_path)
+    config.train_cfg.max_epochs = 2
+    config.default_hooks.checkpoint.max_keep_ckpts = 1
+    runner = Runner.from_cfg(config)
+    save = runner.save_checkpoint
+
+    def fail_at_second(out_dir, filename, *args, **kwargs):
+        if filename == 'epoch_2.pth':
+            raise OSError('disk full')
+        save(out_dir, filename, *args, **kwargs)
+
+    monkeypatch.setattr(runner, 'save_checkpoint', fail_at_second)
+    with pytest.raises(OSError, match='disk full'):
+        runner.train()
+    assert load(tmp_path / 'epoch_1.pth')['meta']['epoch'] == 1
+    assert not (tmp_path / 'epoch_2.pth').exists()
+    monkeypatch.undo()
+    config.resume = True
+    Runner.from_cfg(config).train()
+    assert [file.name for file in tmp_path.glob('*.pth')] == ['epoch_2.pth']
+
+
+# --- timm models ----------------------------------------------------------------
+
+TIMM = dict(
+    type='TimmClassifier', model_name='vit_tiny_patch16_224', depth=1, img_size=32, num_classes=3
+)
+
+
+def test_a_timm_model_keeps_its_weights_when_training_starts():
+    model = MODELS.build(TIMM)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    model.init_weights()
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_a_timm_model_inside_another_finds_its_weights():
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.before = nn.Linear(1, 1)
+            self.inner = MODELS.build(TIMM)
+            self.after = nn.Linear(1, 1)
+
+    saved, loaded = Outer(), Outer()
+    from mmengine.runner.checkpoint import load_state_dict
+
+    load_state_dict(loaded, saved.state_dict(), strict=True)
+    for (key, ours), theirs in zip(loaded.named_parameters(), saved.parameters(), strict=True):
+        assert torch.equal(ours, theirs), key
+    # alone, it still reads and writes timm's own keys
+    assert 'cls_token' in saved.inner.state_dict()
+    loaded.inner.model.load_state_dict(saved.inner.state_dict())
+
+
+# --- no GPU ---------------------------------------------------------------------
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='is about machines without a GPU')
+def test_mixed_precision_without_a_gpu():
+    model = nn.Linear(4, 4)
+    wrapper = mmengine.registry.OPTIM_WRAPPERS.build(
+        dict(type='AmpOptimWrapper', optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    )
+    before = model.weight.clone()
+    with wrapper.optim_context(model):
+        out = model(torch.ones(2, 4))
+    assert out.dtype == torch.bfloat16
+    wrapper.update_params(out.float().sum())
+    torch.testing.assert_close(model.weight, before - 0.2)
+    wrapper.load_state_dict(wrapper.state_dict())
