@@ -5,3 +5,4 @@ _base_ = [
     '../_base_/pairs/resnet18-w16_vit-w64.py',
 ]
 model = _base_.student
+train_dataloader = dict(batch_size=20, dataset=dict(num_train=200))

@@ -12,3 +12,4 @@ model = dict(
     teacher_ckpt='work_dirs/resnet18-w16_1xb50_digits/epoch_20.pth',
     distiller=_base_.distiller,
 )
+train_dataloader = dict(batch_size=20, dataset=dict(num_train=200))
