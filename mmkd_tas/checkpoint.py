@@ -45,7 +45,7 @@ def read_checkpoint(path: str | Path) -> dict:
             'give the path of a local file instead'
         ) from error
     except pickle.UnpicklingError as error:
-        if found := re.search(r'global:? (?:GLOBAL )?([\w.]+)', str(error), re.IGNORECASE):
+        if found := re.search(r'GLOBAL ([\w.]+)', str(error)):
             raise SetupError(
                 f"the checkpoint '{path}' is refused: it wants to call '{found[1]}', and a "
                 'checkpoint may hold only weights and plain data; if you trust the file, save '

@@ -11,6 +11,9 @@ MMRazor. PyTorch itself is touched in one place only: before version 2.6
 ``torch.load`` gets the safe default of the later versions.
 """
 
+import _compat_pickle
+import codecs
+import collections
 import functools
 import importlib
 import importlib.abc
@@ -81,7 +84,7 @@ def _getattr(owner: type, name: str) -> Callable:
     """
     if name in _PICKLED_METHODS.get(owner, ()):
         return getattr(owner, name)
-    raise pickle.UnpicklingError(f'Unsupported global: getattr({owner}, {name!r})')
+    raise pickle.UnpicklingError(f'GLOBAL getattr({owner}, {name!r})')
 
 
 def _safe_globals() -> dict[str, Any]:
@@ -122,16 +125,18 @@ def _safe_load(load: Callable, allowed: dict[str, Any]) -> Callable:
     """Give ``torch.load`` before 2.6 the default of 2.6: refuse unknown globals."""
     from torch import _weights_only_unpickler as torch_unpickler
 
+    # What the list of PyTorch 2.6 has and the earlier ones lack.
+    plain = (bytearray, complex, set, collections.Counter, codecs.encode)
+    allowed |= {f'{o.__module__}.{o.__qualname__}': o for o in plain}
+
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
+            # torch.save writes the module names of Python 2
+            full = f'{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}'
             known = torch_unpickler._get_allowed_globals() | allowed
-            if f'{module}.{name}' == '_codecs.encode':
-                return super().find_class(module, name)
-            if f'{module}.{name}' not in known:
-                raise pickle.UnpicklingError(
-                    f'Weights only load failed: Unsupported global: {module}.{name}'
-                )
-            return known[f'{module}.{name}']
+            if full not in known:
+                raise pickle.UnpicklingError(f'Weights only load failed: GLOBAL {full}')
+            return known[full]
 
     safe_pickle = ModuleType('safe_pickle')
     safe_pickle.Unpickler = Unpickler
