@@ -87,7 +87,7 @@ def test_other_data_sets_are_told_of(tmp_path):
 def test_each_of_several_data_sets_has_its_own_randomness(tmp_path):
     config = Config.fromfile(TINY)
     config.work_dir = str(tmp_path)
-    config.train_cfg.max_epochs = 1
+    config.train_cfg.max_epochs = 2
     dataset = config.train_dataloader.dataset
     config.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[dataset, dataset])
     runner = Runner.from_cfg(config)
@@ -95,3 +95,4 @@ def test_each_of_several_data_sets_has_its_own_randomness(tmp_path):
     a, b = runner.train_dataloader.dataset.datasets
     assert not torch.equal(a[0]['inputs'], b[0]['inputs'])
     assert torch.equal(a[0]['inputs'], a[0]['inputs'])
+    assert a.pipeline.epoch == b.pipeline.epoch == 1  # of two, from 0

@@ -65,6 +65,8 @@ VIT_TEACHER = {
 @pytest.mark.parametrize('teacher', [{}, VIT_TEACHER], ids=['cnn', 'vit'])
 def test_teacher_is_frozen_and_wholly_in_eval_mode(batch, teacher):
     model = build(**teacher)
+    assert not any(module.training for module in model.teacher.modules())
+    model.teacher.train()
     model.train()
     assert model.architecture.training
     assert not any(module.training for module in model.teacher.modules())
