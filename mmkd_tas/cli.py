@@ -84,6 +84,8 @@ def explain(error: Exception) -> str | None:
         return f'a download failed ({error.reason}): put the files in place beforehand'
     if isinstance(error, OSError) and error.filename is not None:
         return f"'{error.filename}': {error.strerror}"
+    if found := re.search(r"Found 0 files in subfolders of: {'img_path': '(.*?)'}", text):
+        return f"there are no images in the sub-folders of '{found[1]}': one folder per class"
     if isinstance(error, TypeError):
         if found := re.search(
             r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text

@@ -88,6 +88,7 @@ def test_each_of_several_data_sets_has_its_own_randomness(tmp_path):
     config = Config.fromfile(TINY)
     config.work_dir = str(tmp_path)
     config.train_cfg.max_epochs = 2
+    config.param_scheduler = None
     dataset = config.train_dataloader.dataset
     config.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[dataset, dataset])
     runner = Runner.from_cfg(config)

@@ -1,3 +1,4 @@
+import os
 import re
 import signal
 
@@ -133,3 +134,46 @@ def test_bad_option(tmp_path, monkeypatch, option, saying):
     monkeypatch.chdir(tmp_path)
     assert saying in ends_with(TRAIN, TINY, '--cfg-options', option)
     assert not list(tmp_path.rglob('*.pth'))
+
+
+@pytest.mark.parametrize(
+    ('folder', 'saying'),
+    [('none', 'No such file or directory'), ('empty', 'no images in the sub-folders of')],
+)
+def test_absent_or_empty_data_folder(tmp_path, monkeypatch, folder, saying):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'empty/cat').mkdir(parents=True)
+    config = tmp_path / 'config.py'
+    config.write_text(
+        f"_base_ = '{TINY}'\n"
+        "train_dataloader = dict(dataset=dict(_delete_=True, type='CustomDataset', "
+        f"data_root='{folder}', pipeline=[dict(type='PackInputs')]))\n"
+    )
+    message = ends_with(TRAIN, config)
+    assert folder in message
+    assert saying in message
+
+
+def test_bad_teacher_checkpoints(tmp_path, monkeypatch, tiny_teacher):
+    """What the command line says; tests/test_checkpoint.py has the details."""
+    monkeypatch.chdir(tmp_path)
+    whole = tiny_teacher.read_bytes()
+    (tmp_path / 'cut.pth').write_bytes(whole[: len(whole) // 2])
+    torch.save({'state_dict': Evil()}, tmp_path / 'evil.pth')
+    for file, saying in [
+        ('none.pth', "there is no checkpoint file at 'none.pth'"),
+        ('cut.pth', 'not a whole checkpoint'),
+        ('evil.pth', 'is refused: it wants to call'),
+    ]:
+        message = ends_with(TRAIN, TINY, '--cfg-options', f'model.teacher_ckpt={file}')
+        assert saying in message
+    options = [f'model.teacher_ckpt={tiny_teacher}', 'model.teacher.head.num_classes=7']
+    assert 'trained for 10 classes' in ends_with(TRAIN, TINY, '--cfg-options', *options)
+    options[1] = 'model.teacher.backbone.depth=34'
+    assert 'another architecture' in ends_with(TRAIN, TINY, '--cfg-options', *options)
+    assert not (tmp_path / 'mark').exists()
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ('mark',)
