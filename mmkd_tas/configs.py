@@ -1,8 +1,6 @@
 """Reading configs and merging options into them, with mistakes told at once."""
 
-import difflib
 import inspect
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, LogProcessor, Runner, ValLoop
 from torch.utils.data import DataLoader
 
-from .errors import SetupError
+from .errors import SetupError, suggest
 
 
 def _arguments(*callables: Any) -> set[str]:
@@ -95,11 +93,3 @@ def _check_option(config: Config, option: str) -> None:
             where = f"'{path}'" if path else 'the config'
             raise SetupError(f'--cfg-options {option}: {where} has no {key!r}{suggest(key, known)}')
         path = f'{path}.{key}' if path else key
-
-
-def suggest(name: str, known: Collection[str]) -> str:
-    """Return ``'; did you mean ...?'`` with the closest names, or all if they are few."""
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    if close:
-        return f'; did you mean {" or ".join(map(repr, close))}?'
-    return f'; there are {", ".join(sorted(known))}' if len(known) <= 12 else ''

@@ -8,6 +8,7 @@ import the rest.
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
 from mmengine.registry import Registry
 from mmrazor.registry.registry import build_razor_model_from_cfg
 
@@ -20,3 +21,4 @@ MODELS = Registry(
     parent=MMENGINE_MODELS,
     locations=['mmkd_tas.models'],
 )
+TASK_UTILS = Registry('task util', parent=MMENGINE_TASK_UTILS, locations=['mmkd_tas.stages'])

@@ -1,3 +1,5 @@
 from .algorithms import CrossArchDistill
+from .connectors import StageConnector
+from .distillers import StageDistiller
 
-__all__ = ['CrossArchDistill']
+__all__ = ['CrossArchDistill', 'StageConnector', 'StageDistiller']

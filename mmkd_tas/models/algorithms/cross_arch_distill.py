@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from ...checkpoint import load_weights
 from ...errors import SetupError
 from ...registry import MODELS
+from ...stages import describe
 from ..utils import count_parameters, num_classes
 
 
@@ -48,6 +50,11 @@ class CrossArchDistill(SingleTeacherDistill):
             :func:`torch.nn.functional.interpolate`, default ``'bicubic'``). Where
             it says nothing, the teacher's own ``data_preprocessor`` decides if its
             config has one that normalises, and else the student's.
+        input_size: Side or ``(H, W)`` of the student's training images in pixels,
+            for distillers that look into the stages; by default what the student
+            was built for, if it says so, else 224.
+        student_stages, teacher_stages: What ends the stages of a model that the
+            catalog does not know, see :class:`mmkd_tas.stages.ModelView`.
         data_preprocessor: mmpretrain's, of the student.
         student_trainable, calculate_student_loss, init_cfg, module_inplace,
             teacher_module_inplace: As in MMRazor.
@@ -64,6 +71,9 @@ class CrossArchDistill(SingleTeacherDistill):
         distiller: dict,
         teacher_ckpt: str | None = None,
         teacher_input: dict | None = None,
+        input_size: int | tuple[int, int] | None = None,
+        student_stages: Sequence[str | dict] | None = None,
+        teacher_stages: Sequence[str | dict] | None = None,
         data_preprocessor: dict | nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
@@ -80,6 +90,13 @@ class CrossArchDistill(SingleTeacherDistill):
                 architecture = copy.copy(architecture)
                 architecture.setdefault('data_preprocessor', data_preprocessor)
                 data_preprocessor = None
+        random_teacher = isinstance(teacher, dict) and not (teacher_ckpt or _pretrained(teacher))
+        architecture, teacher = (
+            MODELS.build(model) if isinstance(model, dict) else model
+            for model in (architecture, teacher)
+        )
+        input_size = describe(architecture, input_size, student_stages).input_size
+        describe(teacher, (teacher_input or {}).get('size') or input_size, teacher_stages)
         super().__init__(
             architecture=architecture,
             teacher=teacher,
@@ -90,7 +107,7 @@ class CrossArchDistill(SingleTeacherDistill):
         # Take the teacher out of the submodules.
         object.__setattr__(self, 'teacher', self._modules.pop('teacher'))
         self._load_teacher(teacher_ckpt)
-        if isinstance(teacher, dict) and not (teacher_ckpt or _pretrained(teacher)):
+        if random_teacher:
             print_log(
                 "The teacher's weights are random: give model.teacher_ckpt",
                 'current',
@@ -216,6 +233,13 @@ class CrossArchDistill(SingleTeacherDistill):
         BaseModel.train(self, mode)
         self.teacher.eval()
         return self
+
+    def __deepcopy__(self, memo: dict) -> 'CrossArchDistill':
+        """Copy all but the teacher, which never changes (mmengine copies models for EMA)."""
+        memo[id(self.teacher)] = self.teacher
+        memo[id(self)] = copied = type(self).__new__(type(self))
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
 
     def _apply(self, fn, *args, **kwargs):
         self.teacher._apply(fn, *args, **kwargs)

@@ -281,7 +281,8 @@ def test_resume_and_copy(batch):
     model, other = build(), build()
     other.load_state_dict(model.state_dict(), strict=True)
     twin = copy.deepcopy(model)
-    assert twin.teacher is not model.teacher
+    assert twin.teacher is model.teacher
+    assert twin.architecture is not model.architecture
     assert math.isfinite(train_step(twin, batch)[1]['loss'])
 
 

@@ -1,0 +1,3 @@
+from .base import StageConnector
+
+__all__ = ['StageConnector']

@@ -1,0 +1,3 @@
+from .stage_distiller import StageDistiller
+
+__all__ = ['StageDistiller']

@@ -1,0 +1,133 @@
+"""MMRazor's recorder for the stages of any classifier."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmrazor.models.task_modules.recorder import ModuleOutputsRecorder
+from torch import Tensor, nn
+
+from ..errors import SetupError
+from ..registry import TASK_UTILS
+from .tail import mean_of
+from .trace import feature_of
+from .view import describe, view_of
+
+SOURCES = ('stage1', 'stage2', 'stage3', 'stage4', 'pooled', 'logits', 'labels')
+
+
+@TASK_UTILS.register_module()
+class StageOutputsRecorder(ModuleOutputsRecorder):
+    """Record a stage's feature, the pooled feature, the logits or the labels.
+
+    In a config it is called ``mmkd_tas.StageOutputs``, for student and teacher
+    alike, whatever they are:
+
+    >>> student_recorders = dict(feat=dict(type='mmkd_tas.StageOutputs', source='stage3'))
+
+    ========== =================================================================
+    source     record
+    ========== =================================================================
+    stage1..   feature at the end of the stage, ``(N, C, H, W)`` without prefix tokens,
+               or, with ``layout='raw'``, as the model has it
+    pooled     final feature after pooling, ``(N, D)``: the input of the classifier
+    logits     ``(N, C)``
+    labels     ``(N,)`` class indices, or ``(N, C)`` shares where mixup or cutmix gave
+               the images several
+    ========== =================================================================
+
+    Args:
+        source: One of the above.
+        layout: ``'NCHW'`` or ``'raw'``, for the stages.
+        input_size, stages: See :class:`ModelView`; in :class:`CrossArchDistill`
+            they are arguments of the algorithm.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        layout: str = 'NCHW',
+        input_size: int | tuple[int, int] | None = None,
+        stages: Sequence[str | dict] | None = None,
+    ) -> None:
+        super().__init__(source)
+        if not source.startswith('stage') and source not in SOURCES:
+            raise SetupError(f'StageOutputs: source={source!r} is none of {", ".join(SOURCES)}')
+        if layout not in ('NCHW', 'raw'):
+            raise SetupError(f"StageOutputs: layout={layout!r} is neither 'NCHW' nor 'raw'")
+        self.layout = layout
+        self.description = (input_size, stages)
+        self.handles: list = []
+        self.stage = None
+        self.parts: list[Tensor] = []
+        self.expected = 1
+
+    def prepare_from_model(self, model: nn.Module | None = None) -> None:
+        """Find the source in a model, and watch it."""
+        given = any(value is not None for value in self.description)
+        view = describe(model, *self.description) if given else view_of(model)
+        if self.source == 'labels':
+            hook = model.register_forward_pre_hook(self.record_labels, with_kwargs=True)
+            self.handles.append(hook)
+        elif self.source == 'pooled':
+            self.expected = len(view.classifiers)
+            for path in view.classifiers:
+                module = model.get_submodule(path)
+                self.handles.append(module.register_forward_pre_hook(self.record_pooled))
+        else:
+            path = view.logits_module
+            if self.source != 'logits':
+                number = self.source.removeprefix('stage')
+                self.stage = view.stage(int(number) if number.isdigit() else number)
+                path = self.stage.module
+            module = model.get_submodule(path)
+            self.handles.append(module.register_forward_hook(self.record_output))
+
+    def remove(self) -> None:
+        """Take the hooks out of the model."""
+        while self.handles:
+            self.handles.pop().remove()
+
+    def record_labels(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Hook: take the labels from the data samples that a model is called with."""
+        if self.recording:
+            samples = kwargs.get('data_samples') or next(iter(args[1:]), None)
+            self.data_buffer.append(labels_of(samples))
+
+    def record_pooled(self, module: nn.Module, args: tuple) -> None:
+        """Hook: take the input of a classifier."""
+        if self.recording:
+            self.parts.append(args[0])
+            if len(self.parts) == self.expected:
+                self.data_buffer.append(mean_of(self.parts))
+                self.parts = []
+
+    def record_output(self, module: nn.Module, args: tuple, output: Any) -> None:
+        """Hook: take the output of a stage, or the logits."""
+        if self.recording:
+            feature = feature_of(output)
+            if self.stage is not None and feature.shape[1:] != self.stage.shape:
+                raise SetupError(
+                    f"'{self.stage.module}' returned {tuple(feature.shape[1:])} for an image and "
+                    f'{self.stage.shape} when the model was built: set model.input_size (teacher: '
+                    'model.teacher_input.size) to the size of the images'
+                )
+            if self.stage is not None and self.layout == 'NCHW':
+                feature = self.stage.to_map(feature)
+            self.data_buffer.append(feature)
+
+    def get_record_data(self, record_idx: int = -1, data_idx: int | None = None) -> Any:
+        """Return what was recorded: by default the latest, where a module runs repeatedly."""
+        if not self.data_buffer:
+            raise SetupError(
+                f"StageOutputs: the model ran without passing '{self.source}'; is its head one "
+                'that makes the loss from other logits?'
+            )
+        return super().get_record_data(record_idx, data_idx)
+
+
+def labels_of(data_samples: list) -> Tensor:
+    """Return the labels of data samples: ``(N,)`` indices or ``(N, C)`` shares."""
+    if 'gt_score' in data_samples[0]:
+        return torch.stack([sample.gt_score for sample in data_samples])
+    return torch.cat([sample.gt_label for sample in data_samples])

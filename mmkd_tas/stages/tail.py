@@ -1,0 +1,197 @@
+"""The rest of a model after one of its stages, by replaying the model's own forward."""
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from mmengine.utils import apply_to
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..errors import SetupError
+from .stage import Stage
+from .trace import Call, Shape, example, feature_of, hooked, is_shape, undisturbed
+
+if TYPE_CHECKING:
+    from .view import ModelView
+
+
+class Knowledge(NamedTuple):
+    """What a model knows of a batch.
+
+    Attributes:
+        pooled: The final feature, pooled over the positions, ``(N, D)``: the
+            input of the module that makes the logits.
+        logits: ``(N, C)``.
+    """
+
+    pooled: Tensor
+    logits: Tensor
+
+
+class Tail:
+    """What runs after a stage of a model: feature -> (pooled feature, logits).
+
+    The model's own forward runs, with its own weights. The modules that have
+    finished when the stage ends are passed over: the last of them returns the
+    given feature, the others placeholders that occupy no memory. So nothing
+    before the stage computes, draws random numbers or updates statistics;
+    gradients flow into the feature and into the weights of the tail. BatchNorm
+    layers of the tail normalise as they would, but keep their running
+    statistics: the model's ordinary forward updates those.
+
+    Args:
+        view: Of the model.
+        stage: Its stage.
+
+    Raises:
+        SetupError: If the replay does not give the model's own logits, as with
+            a model that hands more than one feature from stage to stage.
+    """
+
+    def __init__(self, view: 'ModelView', stage: Stage) -> None:
+        self._view = view
+        self.stage = stage
+        self._end = view.calls[stage.module][-1]
+        finished = self._finished_before_the_end()
+        self._passed = [call for call in finished if self._on_the_way_of_the_prefix(call)]
+        self._skipped = [call for call in finished if call not in self._passed]
+        self._check()
+
+    def __call__(self, feature: Tensor, own_prefix: bool = False) -> Knowledge:
+        """Run the tail.
+
+        Args:
+            feature: In the layout of the stage, at the grid of the stage.
+            own_prefix: The feature has no prefix tokens; the model's own class
+                token (and others), as they enter its first block, are put in
+                front. They do not depend on the images.
+        """
+        pooled: list[Tensor] = []
+        with self._replaying(feature, own_prefix) as model, hooked() as handles:
+            for path in self._view.classifiers:
+                classifier = model.get_submodule(path)
+                handles.append(
+                    classifier.register_forward_pre_hook(lambda _, args: pooled.append(args[0]))
+                )
+            size = self._view.input_size
+            logits = model(feature.new_zeros(()).expand(len(feature), 3, *size))
+        return Knowledge(mean_of(pooled), logits)
+
+    def _finished_before_the_end(self) -> list[Call]:
+        """Return the largest modules that have finished when the stage ends, in order."""
+        finished = [self._end]
+        call = self._end
+        while call.parent is not None:
+            siblings = call.parent.children
+            # What does not grow with the batch is a table, such as a position
+            # bias, that the tail may need too.
+            finished[:0] = [c for c in siblings[: siblings.index(call)] if _batched(c.output)]
+            call = call.parent
+        return finished
+
+    def _on_the_way_of_the_prefix(self, call: Call) -> bool:
+        """Whether the class token passes a module between its origin and the first block."""
+        light = isinstance(self._module(call), nn.LayerNorm | nn.Dropout | nn.Identity)
+        return bool(self.stage.prefix) and light and call is not self._end
+
+    def _module(self, call: Call) -> nn.Module:
+        return self._view.model.get_submodule(call.path)
+
+    @contextlib.contextmanager
+    def _replaying(self, feature: Tensor, own_prefix: bool) -> Iterator[nn.Module]:
+        """Make the model's next forward start at the end of the stage."""
+        model = self._view.model
+        queues: dict[nn.Module, deque[Call]] = {}
+        for call in self._skipped:
+            queues.setdefault(self._module(call), deque()).append(call)
+        prefix: list[Tensor] = []
+
+        def returned(call: Call, args: tuple) -> Any:
+            first = args[0] if args else None
+            if torch.is_tensor(first) and first.shape == (len(feature), *self.stage.shape):
+                prefix.append(first[:, : self.stage.prefix])
+            if call is not self._end:
+                return apply_to(
+                    call.output, is_shape, lambda s: s.placeholder(len(feature), feature.device)
+                )
+            given = self.stage.from_tokens(feature, prefix[0]) if own_prefix else feature
+            return apply_to(call.output, is_shape, lambda _: given)
+
+        def replay(module: nn.Module, queue: deque[Call]) -> Callable:
+            own = module.forward
+            return lambda *args, **kwargs: (
+                returned(queue.popleft(), args) if queue else own(*args, **kwargs)
+            )
+
+        with contextlib.ExitStack() as stack:
+            for module, queue in queues.items():
+                stack.enter_context(_changed(module, 'forward', replay(module, queue)))
+            for call in self._passed:
+                stack.enter_context(_changed(self._module(call), 'training', False))
+            for module in model.modules():
+                if isinstance(module, _BatchNorm) and module.training:
+                    stack.enter_context(_changed(module, 'track_running_stats', False))
+                # A recomputation in backward would find the replay gone.
+                for name in ('grad_checkpointing', 'with_cp'):
+                    if getattr(module, name, False):
+                        stack.enter_context(_changed(module, name, False))
+            yield model
+
+    def _check(self) -> None:
+        """Compare with the model's own forward."""
+        view, recorded = self._view, []
+        model = view.model
+
+        def record(module: nn.Module, args: tuple, output: Any) -> None:
+            recorded.append(feature_of(output))
+
+        with undisturbed(model), hooked() as handles:
+            end = model.get_submodule(self.stage.module)
+            handles.append(end.register_forward_hook(record))
+            logits = model(example(model, view.input_size, 2))
+            feature = recorded[-1]
+            replayed = self(feature).logits
+            if not torch.allclose(replayed, logits, rtol=1e-3, atol=1e-3 * float(logits.std())):
+                raise SetupError(
+                    f"the part of the model after '{self.stage.module}' does not follow from its "
+                    'output alone; choose other `stages`, or another `split`'
+                )
+            if self.stage.prefix:
+                self._check_prefix(feature)
+
+    def _check_prefix(self, feature: Tensor) -> None:
+        try:
+            self(self.stage.to_tokens(feature), own_prefix=True)
+        except IndexError as error:
+            raise SetupError(
+                f"the prefix tokens of '{self.stage.module}' are not there before the first "
+                'block; choose other `stages`, or another `split`'
+            ) from error
+
+
+def _batched(output: Any) -> bool:
+    shapes: list[Shape] = []
+    apply_to(output, is_shape, shapes.append)
+    return any(shape.batched for shape in shapes)
+
+
+def mean_of(tensors: list[Tensor]) -> Tensor:
+    """Return the mean of tensors of one shape; of one tensor, itself."""
+    return tensors[0] if len(tensors) == 1 else torch.stack(tensors).mean(0)
+
+
+@contextlib.contextmanager
+def _changed(module: nn.Module, name: str, value: Any) -> Iterator[None]:
+    """Give a module another attribute for a while."""
+    own = vars(module).get(name, _changed)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        if own is _changed:
+            delattr(module, name)
+        else:
+            setattr(module, name, own)
