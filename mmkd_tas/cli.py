@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.error import URLError
 
+import timm
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.registry import Registry
 
 from . import configs
-from .errors import SetupError
+from .errors import SetupError, suggest
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,6 +87,8 @@ def explain(error: Exception) -> str | None:
         return f"'{error.filename}': {error.strerror}"
     if found := re.search(r"Found 0 files in subfolders of: {'img_path': '(.*?)'}", text):
         return f"there are no images in the sub-folders of '{found[1]}': one folder per class"
+    if found := re.search(r'Unknown model \((.*)\)', text):
+        return f"timm has no model '{found[1]}'{suggest(found[1], timm.list_models())}"
     if isinstance(error, TypeError):
         if found := re.search(
             r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text

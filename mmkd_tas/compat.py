@@ -237,6 +237,18 @@ def whole_checkpoints() -> bool:
     return True
 
 
+def _add_timm_prefix(state_dict: dict, prefix: str, *args: Any) -> None:
+    """Put ``model.`` into the keys of a TimmClassifier, unless it is there already.
+
+    Its hooks strip it when the model is saved and add it when it is loaded, but
+    inside another model PyTorch ignores the stripped copy.
+    """
+    own = [key for key in state_dict if key.startswith(prefix)]
+    if not any(key.startswith(f'{prefix}model.') for key in own):
+        for key in own:
+            state_dict[f'{prefix}model.{key[len(prefix) :]}'] = state_dict.pop(key)
+
+
 @mend
 def timm_weights() -> bool:
     """mmpretrain: a TimmClassifier keeps pretrained weights, and finds saved ones again."""
@@ -245,15 +257,7 @@ def timm_weights() -> bool:
         warnings.filterwarnings('ignore', 'Fail to import ``MultiScaleDeformableAttention')
         from mmpretrain.models import TimmClassifier
 
-    # Its hooks strip `model.` from its keys when it is saved and add it when it
-    # is loaded, but inside another model PyTorch ignores the stripped copy.
-    original = TimmClassifier._add_state_dict_prefix
-
-    def add_prefix_once(state_dict, prefix, *args):
-        if not any(key.startswith(f'{prefix}model.') for key in state_dict):
-            original(state_dict, prefix, *args)
-
-    TimmClassifier._add_state_dict_prefix = staticmethod(add_prefix_once)
+    TimmClassifier._add_state_dict_prefix = staticmethod(_add_timm_prefix)
 
     # When a training starts, mmengine calls init_weights() of the timm model,
     # which draws new weights even where pretrained=True has loaded some.
@@ -327,10 +331,27 @@ class _Renamed(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 @mend
 def mmcls_is_mmpretrain() -> bool:
-    """mmrazor: `import mmcls`, the old name of MMPretrain, gives MMPretrain."""
+    """mmrazor: mmcls, the old name of MMPretrain, means it in imports and in configs."""
     if importlib.util.find_spec('mmcls'):
         return False
+    from mmengine.config.utils import MODULE2PACKAGE
+    from mmengine.registry import DefaultScope, Registry
+
     sys.meta_path.insert(0, _Renamed())
+    MODULE2PACKAGE['mmcls'] = 'mmpretrain'  # _base_ = ['mmcls::...']
+
+    def renamed(scope: str | None) -> str | None:
+        return 'mmpretrain' if scope == 'mmcls' else scope
+
+    split, overwrite = Registry.split_scope_key, DefaultScope.overwrite_default_scope
+
+    def split_scope_key(key: str) -> tuple[str | None, str]:  # type='mmcls.X'
+        scope, name = split(key)
+        return renamed(scope), name
+
+    Registry.split_scope_key = staticmethod(split_scope_key)
+    # _scope_='mmcls'
+    DefaultScope.overwrite_default_scope = staticmethod(lambda scope: overwrite(renamed(scope)))
     return True
 
 

@@ -7,8 +7,10 @@ from mmengine.runner import Runner, autocast
 
 from ..checkpoint import check_fit
 from ..errors import SetupError
+from ..models.distillers import StageDistiller
 from ..models.utils import num_classes, unwrapped
 from ..registry import HOOKS
+from ..stages import view_of
 
 
 @HOOKS.register_module()
@@ -19,6 +21,7 @@ class PreflightHook(Hook):
 
     - A checkpoint to resume from must be of the same model, key by key.
     - The data sets and the heads must agree on the number of classes.
+    - The images must have the size with which the stages were looked up.
     - The frozen teacher of a :class:`CrossArchDistill` is evaluated on the
       validation data with the run's own metrics. Its result goes to the log, to
       the visualizer's backends (``teacher/accuracy/top1``) and into the
@@ -51,6 +54,7 @@ class PreflightHook(Hook):
         """Check the classes, then the teacher."""
         model = unwrapped(runner.model)
         self._check_classes(runner, model)
+        self._check_image_size(runner, model)
         known = 'teacher_metrics' in runner.message_hub.runtime_info
         if hasattr(model, 'teacher_val_step') and runner.val_loop is not None and not known:
             self._evaluate_teacher(runner, model)
@@ -72,6 +76,18 @@ class PreflightHook(Hook):
                     f'{name}: the data set has {len(classes)} classes and the head of the model '
                     f'{heads}; set num_classes={len(classes)} in the head, or choose other data'
                 )
+
+    def _check_image_size(self, runner: Runner, model) -> None:
+        if not isinstance(getattr(model, 'distiller', None), StageDistiller):
+            return
+        expected = view_of(model.student).input_size
+        found = tuple(runner.train_dataloader.dataset[0]['inputs'].shape[-2:])
+        if found != expected:
+            raise SetupError(
+                f'model.input_size: the stages were looked up with images of {expected[0]} x '
+                f'{expected[1]} pixels, and the training images have {found[0]} x {found[1]}; set '
+                f'model.input_size={found}'
+            )
 
     def _evaluate_teacher(self, runner: Runner, model) -> None:
         loop = runner.val_loop

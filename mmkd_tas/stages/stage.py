@@ -56,10 +56,10 @@ class Stage:
         return self._all_tokens(feature)[:, : self.prefix]
 
     def to_map(self, feature: Tensor) -> Tensor:
-        """Return the positions of a feature as a map ``(N, C, H, W)``."""
+        """Return the positions of a feature as a map ``(N, C, H, W)``, contiguous."""
         if self.layout == 'NCHW':
             return feature
-        return self.to_tokens(feature).transpose(1, 2).unflatten(2, self.grid)
+        return self.to_tokens(feature).transpose(1, 2).unflatten(2, self.grid).contiguous()
 
     def from_tokens(self, tokens: Tensor, prefix: Tensor | None = None) -> Tensor:
         """Return tokens ``(N, L, C)`` in the layout of this stage.

@@ -69,16 +69,22 @@ class Tail:
                 token (and others), as they enter its first block, are put in
                 front. They do not depend on the images.
         """
+        with self._replaying(feature, own_prefix) as model, self._pooled(model) as pooled:
+            size = self._view.input_size
+            logits = model(feature.new_zeros(()).expand(len(feature), 3, *size))
+        return Knowledge(mean_of(pooled), logits)
+
+    @contextlib.contextmanager
+    def _pooled(self, model: nn.Module) -> Iterator[list[Tensor]]:
+        """Collect what enters the classifiers."""
         pooled: list[Tensor] = []
-        with self._replaying(feature, own_prefix) as model, hooked() as handles:
+        with hooked() as handles:
             for path in self._view.classifiers:
                 classifier = model.get_submodule(path)
                 handles.append(
                     classifier.register_forward_pre_hook(lambda _, args: pooled.append(args[0]))
                 )
-            size = self._view.input_size
-            logits = model(feature.new_zeros(()).expand(len(feature), 3, *size))
-        return Knowledge(mean_of(pooled), logits)
+            yield pooled
 
     def _finished_before_the_end(self) -> list[Call]:
         """Return the largest modules that have finished when the stage ends, in order."""
@@ -148,13 +154,15 @@ class Tail:
         def record(module: nn.Module, args: tuple, output: Any) -> None:
             recorded.append(feature_of(output))
 
-        with undisturbed(model), hooked() as handles:
-            end = model.get_submodule(self.stage.module)
-            handles.append(end.register_forward_hook(record))
-            logits = model(example(model, view.input_size, 2))
+        with undisturbed(model):
+            with hooked() as handles, self._pooled(model) as pooled:
+                end = model.get_submodule(self.stage.module)
+                handles.append(end.register_forward_hook(record))
+                logits = model(example(model, view.input_size, 2))
             feature = recorded[-1]
-            replayed = self(feature).logits
-            if not torch.allclose(replayed, logits, rtol=1e-3, atol=1e-3 * float(logits.std())):
+            own = torch.cat([mean_of(pooled), logits], dim=1)
+            replayed = torch.cat(self(feature), dim=1)
+            if not torch.allclose(replayed, own, rtol=1e-3, atol=1e-3 * float(own.std())):
                 raise SetupError(
                     f"the part of the model after '{self.stage.module}' does not follow from its "
                     'output alone; choose other `stages`, or another `split`'

@@ -1,6 +1,7 @@
 """Watching one forward of a model, without a trace left in it."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +35,12 @@ class Shape:
         """Whether it is a map or a row of tokens, one for each image."""
         return len(self.dims) in (3, 4) and self.dims[0] == (1, 0)
 
+    @property
+    def positions(self) -> int:
+        """Number of positions of a feature ``(N, C, H, W)`` or ``(N, L, C)``."""
+        sizes = [fixed for _, fixed in self.dims]
+        return math.prod(sizes[2:]) if len(sizes) == 4 else sizes[1]
+
     def placeholder(self, batch: int, device: torch.device) -> Tensor:
         """Return a tensor of zeros of this shape that occupies no memory."""
         size = [factor * batch + fixed for factor, fixed in self.dims]
@@ -59,6 +66,10 @@ class Call:
     inputs: Any = None
     output: Any = None
     makes_logits: bool = False
+
+    def __deepcopy__(self, memo: dict) -> 'Call':
+        """Return itself: what happened does not change."""
+        return self
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """One view of every classifier: its stages, pooled feature, logits and tails."""
 
+import contextlib
 import difflib
-import weakref
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import cached_property
@@ -14,8 +14,6 @@ from .stage import LAYOUTS, Stage
 from .tail import Tail
 from .trace import Call, Shape, feature_of, is_shape, trace
 
-_views: 'weakref.WeakKeyDictionary[nn.Module, ModelView]' = weakref.WeakKeyDictionary()
-
 
 def describe(
     model: nn.Module,
@@ -23,13 +21,13 @@ def describe(
     stages: Sequence[str | dict] | None = None,
 ) -> 'ModelView':
     """Say once what is to be known of a model beside itself, and return its view."""
-    _views[model] = view = ModelView(model, input_size, stages)
-    return view
+    model.stage_view = ModelView(model, input_size, stages)
+    return model.stage_view
 
 
 def view_of(model: nn.Module) -> 'ModelView':
     """Return the view of a model, the same one to all who ask."""
-    return _views.get(model) or describe(model)
+    return getattr(model, 'stage_view', None) or describe(model)
 
 
 class ModelView:
@@ -54,15 +52,10 @@ class ModelView:
         input_size: int | tuple[int, int] | None = None,
         stages: Sequence[str | dict] | None = None,
     ) -> None:
-        self._model = weakref.ref(model)
+        self.model = model
         size = input_size or _built_for(model) or 224
         self.input_size = (size, size) if isinstance(size, int) else tuple(size)
         self._given = stages
-
-    @property
-    def model(self) -> nn.Module:
-        """The model itself."""
-        return self._model()
 
     @cached_property
     def _trace(self) -> tuple[list[Call], Shape]:
@@ -145,6 +138,14 @@ class ModelView:
             raise SetupError(f'{self._name}: no module makes logits from a pooled feature (N, D)')
         return heads
 
+    def features(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Return the modules that could end a stage, with the shape of their output."""
+        return [
+            (call.path, tuple(fixed for _, fixed in call.output.dims[1:]))
+            for call in self._trace[0]
+            if call.path and is_shape(call.output) and call.output.is_feature
+        ]
+
     def tail(self, number: int) -> Tail:
         """Return what runs after a stage: feature -> (pooled feature, logits)."""
         return Tail(self, self.stage(number))
@@ -200,26 +201,39 @@ class ModelView:
             raise SetupError(f"stages: '{path}' has the unknown keys {sorted(unknown)}")
         if entry['layout'] not in LAYOUTS:
             raise SetupError(f"stages: '{path}' has layout={entry['layout']!r}, none of {LAYOUTS}")
-        if 'grid' in entry:
-            entry['grid'] = tuple(entry['grid'])
+        entry['grid'] = tuple(entry.get('grid', (0, 0)))
+        if len(entry['grid']) != 2:
+            raise SetupError(f"stages: '{path}' has grid={entry['grid']}, which is not (H, W)")
         return Stage(**entry).measured(sizes, self.input_size)
 
     def _unknown(self, why: str) -> SetupError:
         return SetupError(
             f'the stages of {self._name} are not known: {why}; write them into the config, for '
-            f'example stages={self._suggestion()} (python tools/print_stages.py shows all modules)'
+            f'example stages={self._suggestion()} (in model: student_stages or teacher_stages; '
+            'python tools/print_stages.py --all lists what can be named)'
         )
 
-    def _suggestion(self) -> list[str]:
-        """Return four modules that may end the stages: of one depth, evenly spread."""
-        level = [self.calls[''][0]]
+    def _suggestion(self) -> list[str | dict]:
+        """Return four modules that may end the stages, all as shallow as there are enough."""
+        level = self.calls['']
         while level:
-            for call in level:
-                row = [c.path for c in call.children if is_shape(c.output) and c.output.is_feature]
-                if len(row) >= 4:
-                    return [row[len(row) * k // 4 - 1] for k in range(1, 5)]
             level = [child for call in level for child in call.children]
+            row = [call for call in level if is_shape(call.output) and call.output.is_feature]
+            row = [(call, entry) for call in row if (entry := self._entry_for(call.path))]
+            last = {call.output.positions: entry for call, entry in row}
+            if len(last) >= 4:
+                return list(last.values())[-4:]
+            if len(row) >= 4:
+                return [row[len(row) * k // 4 - 1][1] for k in range(1, 5)]
         return []
+
+    def _entry_for(self, path: str) -> str | dict | None:
+        """Return what to write into `stages` for a module, None if it has no grid."""
+        for prefix in (0, 1, 2):
+            with contextlib.suppress(SetupError):
+                self._measured(path, prefix, channels=None)
+                return {'module': path, 'prefix': prefix} if prefix else path
+        return None
 
 
 def _is_vector(inputs: tuple) -> bool:

@@ -128,3 +128,19 @@ def test_resuming_another_model_is_refused(tmp_path):
     run = runner(tmp_path, **{'resume': True, 'model.architecture.backbone.arch.num_layers': 3})
     with pytest.raises(SetupError, match='missing: architecture.backbone.layers.2'):
         run.train()
+
+
+def test_images_of_another_size_than_the_stages_were_looked_up_with(tmp_path):
+    distiller = dict(
+        _delete_=True,
+        type='mmkd_tas.StageDistiller',
+        distill_losses=dict(loss_kd=dict(type='mmrazor.KLDivergence')),
+        loss_forward_mappings=dict(
+            loss_kd=dict(preds_S='student.logits', preds_T='teacher.logits')
+        ),
+    )
+    run = runner(tmp_path, **{'model.distiller': distiller})
+    run.train()
+    run = runner(tmp_path, **{'model.distiller': distiller, 'model.input_size': 32})
+    with pytest.raises(SetupError, match=r'the training images have 16 x 16; set .*\(16, 16\)'):
+        run.train()

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmengine.hub import get_config
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
@@ -85,18 +86,16 @@ class CrossArchDistill(SingleTeacherDistill):
         kwargs.pop('teacher_norm_eval', None)
         if isinstance(data_preprocessor, dict):
             data_preprocessor = {'type': 'mmpretrain.ClsDataPreprocessor', **data_preprocessor}
-            if isinstance(architecture, dict) and 'cfg_path' not in architecture:
-                # The student builds it, so that its train_cfg (mixup, cutmix) counts.
-                architecture = copy.copy(architecture)
-                architecture.setdefault('data_preprocessor', data_preprocessor)
-                data_preprocessor = None
+            if augments := _batch_augments(architecture):
+                data_preprocessor.setdefault('batch_augments', augments)
         random_teacher = isinstance(teacher, dict) and not (teacher_ckpt or _pretrained(teacher))
         architecture, teacher = (
             MODELS.build(model) if isinstance(model, dict) else model
             for model in (architecture, teacher)
         )
         input_size = describe(architecture, input_size, student_stages).input_size
-        describe(teacher, (teacher_input or {}).get('size') or input_size, teacher_stages)
+        teacher_size = (teacher_input or {}).get('size') or input_size
+        describe(teacher, teacher_size, teacher_stages)
         super().__init__(
             architecture=architecture,
             teacher=teacher,
@@ -236,7 +235,8 @@ class CrossArchDistill(SingleTeacherDistill):
 
     def __deepcopy__(self, memo: dict) -> 'CrossArchDistill':
         """Copy all but the teacher, which never changes (mmengine copies models for EMA)."""
-        memo[id(self.teacher)] = self.teacher
+        for shared in (self.teacher, self.distiller.teacher_recorders):
+            memo[id(shared)] = shared
         memo[id(self)] = copied = type(self).__new__(type(self))
         copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return copied
@@ -244,6 +244,13 @@ class CrossArchDistill(SingleTeacherDistill):
     def _apply(self, fn, *args, **kwargs):
         self.teacher._apply(fn, *args, **kwargs)
         return super()._apply(fn, *args, **kwargs)
+
+
+def _batch_augments(student: dict | BaseModel) -> dict | None:
+    """Return the mixup and cutmix of a student's config."""
+    if isinstance(student, dict) and 'cfg_path' in student:
+        student = get_config(student['cfg_path']).model
+    return student.get('train_cfg') if isinstance(student, dict) else None
 
 
 def _pretrained(cfg: dict) -> bool:

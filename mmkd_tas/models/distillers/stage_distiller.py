@@ -77,10 +77,10 @@ class StageDistiller(ConfigurableDistiller):
         self._results: dict[Any, Any] = {}
         self.loss_forward_mappings = loss_forward_mappings or {}
         for name in self._connector_cfgs:
-            if name in _SIDES or '.' in name:
+            if name in _SIDES or '.' in name or hasattr(self.connectors, name):
                 raise SetupError(
                     f"distiller.connectors: '{name}' is no name for a connector; choose one "
-                    'without a dot, and neither student nor teacher'
+                    'without a dot that is neither student nor teacher nor a method of modules'
                 )
         self._check_losses()
 

@@ -1,0 +1,207 @@
+import pytest
+import torch
+from mmengine.registry import MODELS
+from own_model import OwnClassifier
+from torch import nn
+from zoo import ZOO
+
+from mmkd_tas.errors import SetupError
+from mmkd_tas.registry import TASK_UTILS
+from mmkd_tas.stages import Stage, describe, view_of
+
+OWN = ['early', 'middle', dict(module='late.0', prefix=1), dict(module='late.1', prefix=1)]
+
+
+def test_a_model_of_ones_own_by_its_stages_alone():
+    model = OwnClassifier().eval()
+    view = describe(model, 16, OWN)
+    assert view.stages == (
+        Stage('early', 'NCHW', 0, 8, (4, 4)),
+        Stage('middle', 'NCHW', 0, 8, (4, 4)),
+        Stage('late.0', 'NLC', 1, 8, (4, 4)),
+        Stage('late.1', 'NLC', 1, 8, (4, 4)),
+    )
+    assert (view.width, view.num_classes, view.classifiers) == (8, 10, ('classify',))
+    feature = torch.randn(2, 8, 4, 4)
+    tokens = torch.cat([model.token.expand(2, -1, -1), feature.flatten(2).transpose(1, 2)], 1)
+    expected = model.classify(model.late[1](model.late[0](tokens))[:, 0])
+    torch.testing.assert_close(view.tail(2)(feature).logits, expected)
+
+
+def test_an_unknown_model_is_told_the_lines_to_add():
+    with pytest.raises(SetupError) as error:
+        _ = describe(OwnClassifier(), 16).stages
+    message = str(error.value)
+    assert 'the stages of OwnClassifier are not known' in message
+    assert 'neither a timm model nor in the table' in message
+    # adding the lines works
+    stages = eval(message[message.index('stages=[') + len('stages=') : message.index('] (') + 1])
+    assert len(describe(OwnClassifier(), 16, stages).stages) == len(stages) == 4
+
+
+@pytest.mark.parametrize(
+    ('stages', 'saying'),
+    [
+        (['erly'], "no module 'erly'; did you mean early"),
+        (['late'], "'late' is never called itself; name late.0 or late.1"),
+        ([dict(module='early', layout='NLC')], r"layout='NLC', prefix=0, .* shape \(8, 4, 4\)"),
+        ([dict(module='early', layout='NHWC', channels=8)], 'channels=8'),
+        ([dict(module='early', layout='CHW')], "layout='CHW', none of"),
+        ([dict(module='early', chanels=8)], r"unknown keys \['chanels'\]"),
+        ([dict(module='late.0', prefix=0)], 'prefix=0'),
+        ([dict(module='late.0', prefix=3)], 'prefix=3'),
+        ([dict(module='late.0', prefix=1, grid=(2, 8, 1))], 'grid='),
+        (['classify'], 'declared as'),
+    ],
+)
+def test_wrong_entries(stages, saying):
+    with pytest.raises(SetupError, match=saying):
+        _ = describe(OwnClassifier(), 16, stages).stages
+
+
+def test_stage_numbers():
+    view = describe(OwnClassifier(), 16, OWN)
+    for number in (0, 5, 'x'):
+        with pytest.raises(SetupError, match='stages 1 to 4, and no stage'):
+            view.stage(number)
+    assert view.stage(4).module == 'late.1'
+
+
+def test_an_image_size_that_the_model_cannot_take():
+    model = MODELS.build(ZOO['timm_vit'].cfg)
+    with pytest.raises(SetupError, match=r'fails on images of 40x40 pixels .*model.input_size'):
+        _ = describe(model, 40).stages
+
+
+def test_the_size_a_model_was_built_for_is_the_default():
+    assert view_of(MODELS.build(ZOO['vit'].cfg)).input_size == (32, 32)
+    assert view_of(MODELS.build(ZOO['timm_vit'].cfg)).input_size == (32, 32)
+    assert view_of(MODELS.build(ZOO['resnet'].cfg)).input_size == (224, 224)
+
+
+def test_a_model_that_is_no_classifier():
+    headless = MODELS.build({**ZOO['resnet'].cfg, 'head': None})
+    with pytest.raises(SetupError, match='not logits'):
+        _ = describe(headless, 64).stages
+
+
+def test_subclasses_resolve_like_their_parents():
+    from mmpretrain.models import ResNet
+
+    @MODELS.register_module(force=True)
+    class MyResNet(ResNet):
+        pass
+
+    cfg = {**ZOO['resnet'].cfg, 'backbone': dict(type='MyResNet', depth=18, base_channels=8)}
+    assert len(describe(MODELS.build(cfg), 64).stages) == 4
+
+
+class Skipping(OwnClassifier):
+    """Hands the early feature past the middle."""
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        early = self.early(inputs)
+        return self.classify((early + self.middle(early)).mean((2, 3)))
+
+
+def test_a_tail_that_needs_more_than_its_stage_is_refused():
+    view = describe(Skipping(), 16, ['early', 'middle', 'middle', 'middle'])
+    view.tail(1)
+    with pytest.raises(SetupError, match="after 'middle' does not follow from its output alone"):
+        view.tail(2)
+
+
+def test_a_stage_of_two_features_is_refused():
+    class Two(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    model = OwnClassifier()
+    model.early.append(Two())
+    model.early.append(nn.Module())
+    model.early[-1].forward = lambda pair: pair[0]
+    with pytest.raises(SetupError, match='returns 2 tensors'):
+        _ = describe(model, 16, ['early.3']).stages
+
+
+@pytest.mark.parametrize(
+    ('cfg', 'saying'),
+    [
+        (dict(source='stge1'), "source='stge1' is none of"),
+        (dict(source='stage1', layout='NLC'), "layout='NLC' is neither"),
+        (dict(source='stage9', input_size=16, stages=OWN), 'no stage 9'),
+    ],
+)
+def test_wrong_recorders(cfg, saying):
+    with pytest.raises(SetupError, match=saying):
+        TASK_UTILS.build(dict(type='mmkd_tas.StageOutputsRecorder', **cfg)).initialize(
+            OwnClassifier()
+        )
+
+
+def recorder_of(model, source, **kwargs):
+    recorder = TASK_UTILS.build(dict(type='mmkd_tas.StageOutputsRecorder', source=source, **kwargs))
+    recorder.initialize(model)
+    return recorder
+
+
+def test_nothing_is_recorded_outside_the_context_or_by_tails():
+    model = OwnClassifier()
+    view = describe(model, 16, OWN)
+    recorder = recorder_of(model, 'stage4')
+    model(torch.randn(1, 3, 16, 16))
+    assert recorder.data_buffer == []
+    with recorder:
+        model(torch.randn(1, 3, 16, 16))
+    tail = view.tail(2)
+    tail(torch.randn(2, 8, 4, 4))
+    assert len(recorder.data_buffer) == 1
+    recorder.reset_data_buffer()
+    with pytest.raises(SetupError, match="without passing 'stage4'"):
+        recorder.get_record_data()
+    recorder.remove()
+    with recorder:
+        model(torch.randn(1, 3, 16, 16))
+    assert recorder.data_buffer == []
+
+
+def test_other_images_than_those_the_model_was_looked_at_with():
+    model = OwnClassifier()
+    describe(model, 16, OWN)
+    with recorder_of(model, 'stage1'), pytest.raises(SetupError, match=r'set model.input_size'):
+        model(torch.randn(1, 3, 32, 32))
+
+
+def test_labels():
+    from mmpretrain.structures import DataSample
+
+    model = OwnClassifier()
+    images = torch.randn(2, 3, 16, 16)
+    recorder = recorder_of(model, 'labels', input_size=16, stages=OWN)
+    with recorder:
+        model(images, [DataSample().set_gt_label(i) for i in (3, 1)], mode='loss')
+    assert recorder.get_record_data().tolist() == [3, 1]
+    shares = torch.eye(10)[:2]
+    samples = [DataSample().set_gt_label(0).set_gt_score(share) for share in shares]
+    with recorder:
+        model(images, data_samples=samples, mode='loss')
+    torch.testing.assert_close(recorder.get_record_data(), shares)
+
+
+@pytest.mark.parametrize('layout', ['NCHW', 'NHWC', 'NLC', 'NCL'])
+@pytest.mark.parametrize('prefix', [0, 2])
+def test_layouts(layout, prefix):
+    """Position (row, column) of the map is token row * width + column, prefix first."""
+    if prefix and layout in ('NCHW', 'NHWC'):
+        pytest.skip('maps have no prefix tokens')
+    stage = Stage('x', layout, prefix, 3, (2, 4))
+    image = torch.arange(5 * 3 * 2 * 4.0).reshape(5, 3, 2, 4)
+    class_tokens = -torch.arange(5 * prefix * 3.0).reshape(5, prefix, 3)
+    rows = [image[:, :, row, column] for row in range(2) for column in range(4)]
+    tokens = torch.stack(rows, 1)
+    feature = stage.from_tokens(tokens, class_tokens)
+    assert feature.shape[1:] == stage.shape
+    torch.testing.assert_close(stage.to_map(feature), image)
+    torch.testing.assert_close(stage.to_tokens(feature), tokens)
+    torch.testing.assert_close(stage.prefix_tokens(feature), class_tokens)
+    assert Stage('x', layout, prefix).measured(stage.shape, (20, 40)) == stage

@@ -1,0 +1,248 @@
+"""The contract of the view, over every family."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+from mmpretrain.structures import DataSample
+from torch.nn.modules.batchnorm import _BatchNorm
+from zoo import CLASSES, ZOO
+
+from mmkd_tas.registry import TASK_UTILS
+from mmkd_tas.stages import StageOutputsRecorder, describe, view_of
+
+SOURCES = ('stage1', 'stage2', 'stage3', 'stage4', 'pooled', 'logits')
+
+
+def build(name, **changes):
+    torch.manual_seed(0)
+    entry = ZOO[name]
+    cfg = copy.deepcopy(entry.cfg)
+    for key, value in changes.items():
+        node = cfg
+        for part in key.split('.')[:-1]:
+            node = node[part]
+        node[key.split('.')[-1]] = value
+    model = MODELS.build(cfg)
+    for module in model.modules():  # not the identity that untrained statistics make
+        if isinstance(module, _BatchNorm):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    for parameter in model.parameters():  # not logits of 0, as from timm's new mixers
+        if parameter.ndim > 1 and not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def recorders_of(model, layout='raw'):
+    cfg = dict(type='mmkd_tas.StageOutputsRecorder', layout=layout)
+    recorders = {source: TASK_UTILS.build(dict(cfg, source=source)) for source in SOURCES}
+    for recorder in recorders.values():
+        recorder.initialize(model)
+    return recorders
+
+
+def record(model, images, recorders, **kwargs):
+    """Run a model with all recorders; return the records and the output."""
+    for recorder in recorders.values():
+        recorder.__enter__()
+    output = model(images, **kwargs)
+    for recorder in recorders.values():
+        recorder.__exit__(None, None, None)
+    return {key: recorder.get_record_data() for key, recorder in recorders.items()}, output
+
+
+def fingerprint(model):
+    """Everything that looking at a model must not change."""
+    return (
+        {key: value.clone() for key, value in model.state_dict().items()},
+        [module.training for module in model.modules()],
+        [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
+        [sorted(vars(m)) for m in model.modules() if m is not model],
+        torch.get_rng_state(),
+    )
+
+
+def assert_same(before, after):
+    for ours, theirs in zip(before[0].values(), after[0].values(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert before[1:-1] == after[1:-1]
+    assert torch.equal(before[-1], after[-1])
+
+
+def check(model, size):
+    """Declared shapes are the real ones, and every tail gives the model's own answer."""
+    view = describe(model, size)
+    model.train()
+    before = fingerprint(model)
+    stages = view.stages
+    tails = [view.tail(k) for k in range(1, 5)]
+    assert_same(before, fingerprint(model))
+
+    assert len(stages) == 4
+    model.eval()
+    recorders = recorders_of(model)
+    images = torch.randn(3, 3, *view.input_size)
+    records, logits = record(model, images, recorders)
+    assert logits.shape == (3, CLASSES) == (3, view.num_classes)
+    assert logits.std() > 0
+    torch.testing.assert_close(records['logits'], logits)
+    assert records['pooled'].shape == (3, view.width)
+    tokens = [stage.tokens for stage in stages]
+    assert tokens == sorted(tokens, reverse=True)
+    for number, (stage, tail) in enumerate(zip(stages, tails, strict=True), 1):
+        feature = records[f'stage{number}']
+        assert feature.shape[1:] == stage.shape
+        assert stage.to_map(feature).shape == (3, stage.channels, *stage.grid)
+        height, width = stage.grid
+        assert abs(height / width - view.input_size[0] / view.input_size[1]) < 0.5
+        rebuilt = stage.from_tokens(stage.to_tokens(feature), stage.prefix_tokens(feature))
+        torch.testing.assert_close(rebuilt, feature)
+        with torch.no_grad():
+            pooled, replayed = tail(feature)
+        torch.testing.assert_close(replayed, logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(pooled, records['pooled'], rtol=1e-5, atol=1e-5)
+    for recorder in recorders.values():
+        recorder.remove()
+
+
+@pytest.mark.parametrize('name', ZOO)
+def test_stages_and_tails(name):
+    check(build(name), ZOO[name].size)
+
+
+@pytest.mark.parametrize('name', [name for name, entry in ZOO.items() if entry.oblong])
+def test_images_that_are_not_square(name):
+    entry = ZOO[name]
+    check(build(name, **(entry.oblong_keys or {})), entry.oblong)
+
+
+@pytest.mark.parametrize('name', ZOO)
+def test_recording_changes_nothing(name):
+    """Neither outputs, gradients, randomness nor statistics, in training."""
+    samples = [DataSample().set_gt_label(i) for i in range(3)]
+    images = torch.randn(3, 3, ZOO[name].size, ZOO[name].size)
+    results = []
+    for watched in (False, True):
+        model = build(name).train()
+        describe(model, ZOO[name].size)
+        torch.manual_seed(1)
+        if watched:
+            records, losses = record(
+                model, images, recorders_of(model), data_samples=samples, mode='loss'
+            )
+        else:
+            losses = model(images, samples, mode='loss')
+        losses['loss'].backward()
+        gradients = [p.grad for p in model.parameters()]
+        results.append((losses['loss'], gradients, list(model.buffers()), torch.rand(1)))
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
+    # what is recorded in training is what the loss is made of
+    assert records['logits'].shape == (3, CLASSES)
+    assert all(records[source].requires_grad for source in SOURCES)
+
+
+@pytest.mark.parametrize('name', ZOO)
+def test_tail_trains_the_tail_alone(name):
+    """Gradients reach the feature and the weights after it; nothing before it moves."""
+    model = build(name)
+    view = describe(model, ZOO[name].size)
+    stage, tail = view.stage(3), view.tail(3)
+    model.train()
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    feature = torch.randn(2, *stage.shape, requires_grad=True)
+    tail(feature).logits.sum().backward()
+    assert feature.grad.abs().sum() > 0
+    last = model.get_submodule(view.classifiers[0])
+    assert all(p.grad is not None for p in last.parameters())
+    stem = next(p for p in model.parameters() if p.ndim == 4)
+    assert stem.grad is None
+    for before, after in zip(buffers, model.buffers(), strict=True):
+        assert torch.equal(before, after)
+    assert 'forward' not in vars(model.get_submodule(stage.module))
+
+
+PREFIXED = [name for name in ZOO if any(part in name for part in ('vit', 'deit', 'beit', 'eva'))]
+
+
+@pytest.mark.parametrize('name', PREFIXED)
+def test_tail_with_the_models_own_class_token(name):
+    model = build(name)
+    view = describe(model, ZOO[name].size)
+    stage = view.stage(3)
+    if not stage.prefix:
+        pytest.skip('has no prefix tokens')
+    model.eval()
+    tail = view.tail(3)
+    tokens = torch.randn(2, stage.tokens, stage.channels)
+    # the class token as it enters the first block, of other images
+    seen = []
+    hook = model.get_submodule(view.stages[0].module.rpartition('.')[0] + '.0')
+    handle = hook.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model(torch.randn(2, 3, *view.input_size))
+    handle.remove()
+    expected = tail(stage.from_tokens(tokens, seen[0][:, : stage.prefix]))
+    torch.testing.assert_close(tail(tokens, own_prefix=True), expected)
+
+
+@pytest.mark.parametrize('name', ZOO)
+def test_the_model_stays_a_model(name):
+    """Copies, pickles and checkpoints are as if nobody had looked."""
+    model = build(name).eval()
+    keys = list(model.state_dict())
+    view = describe(model, ZOO[name].size)
+    recorders = recorders_of(model)
+    images = torch.randn(2, 3, *view.input_size)
+    expected = model(images)
+    assert list(model.state_dict()) == keys
+    twin = copy.deepcopy(model)
+    assert view_of(twin) is not view
+    torch.testing.assert_close(twin(images), expected)
+    (logits,) = (copied for copied in [view_of(twin).tail(2)])
+    record_, _ = record(model, images, recorders)
+    torch.testing.assert_close(logits(record_['stage2']).logits, expected)
+    again = pickle.loads(pickle.dumps(model))
+    torch.testing.assert_close(again(images), expected)
+
+
+@pytest.mark.parametrize('name', ['resnet', 'vit', 'swin_nano', 'timm_convnext'])
+def test_mixed_precision_and_channels_last(name):
+    model = build(name).eval()
+    view = describe(model, ZOO[name].size)
+    tails = [view.tail(k) for k in range(1, 5)]
+    images = torch.randn(2, 3, *view.input_size).to(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last)
+    with torch.autocast('cpu', torch.bfloat16):
+        records, logits = record(model, images, recorders_of(model))
+        for number, tail in enumerate(tails, 1):
+            replayed = tail(records[f'stage{number}']).logits
+            torch.testing.assert_close(replayed, logits, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['resnet', 'vit', 'timm_swin', 'timm_mixer'])
+def test_compiled_models(name):
+    model = build(name).eval()
+    view = describe(model, ZOO[name].size)
+    tail = view.tail(3)
+    recorders = recorders_of(model)
+    images = torch.randn(2, 3, *view.input_size)
+    expected, logits = record(model, images, recorders)
+    model.compile()
+    compiled, output = record(model, images, recorders)
+    torch.testing.assert_close(output, logits, rtol=1e-4, atol=1e-4)
+    for source in SOURCES:
+        torch.testing.assert_close(compiled[source], expected[source], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(tail(compiled['stage3']).logits, logits, rtol=1e-4, atol=1e-4)
+
+
+def test_recorder_gives_maps_by_default():
+    model = build('vit').eval()
+    view = describe(model, 32)
+    images = torch.randn(2, 3, 32, 32)
+    raw, _ = record(model, images, recorders_of(model))
+    maps, _ = record(model, images, recorders_of(model, layout='NCHW'))
+    torch.testing.assert_close(maps['stage2'], view.stage(2).to_map(raw['stage2']))
+    assert isinstance(recorders_of(model)['stage1'], StageOutputsRecorder)

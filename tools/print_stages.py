@@ -1,0 +1,118 @@
+"""Show how a classifier is seen: its four stages, and what they cost.
+
+python tools/print_stages.py CONFIG
+python tools/print_stages.py resnet18_8xb32_in1k
+python tools/print_stages.py timm:vit_tiny_patch16_224 --input 224
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS, init_default_scope
+from mmpretrain import get_model
+from mmpretrain.apis import list_models
+from rich.console import Console
+from rich.table import Table
+
+from mmkd_tas import cli, configs
+from mmkd_tas.errors import SetupError, suggest
+from mmkd_tas.stages import ModelView, describe, view_of
+from mmkd_tas.stages.costs import costs_of
+
+# A file or a pipe is as wide as the table.
+console = Console(width=None if sys.stdout.isatty() else 120)
+
+
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description='Show the stages of a classifier. Of a distillation config, those of the '
+        'student and of the teacher.'
+    )
+    parser.add_argument('model', nargs='+', help='config file, mmpretrain model, or timm:NAME')
+    parser.add_argument('--input', metavar='PIXELS', help='side, or height x width: 224x320')
+    parser.add_argument('--all', action='store_true', help='list all modules that return a feature')
+    return parser.parse_args()
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Return ``(H, W)`` of ``'224'`` or ``'224x320'``."""
+    sides = text.split('x')
+    if not all(side.isdigit() for side in sides) or len(sides) > 2:
+        raise SetupError(f"--input: '{text}' is neither a side like 224 nor a size like 224x320")
+    return int(sides[0]), int(sides[-1])
+
+
+def views(name: str, size: int | tuple[int, int] | None) -> dict[str, ModelView]:
+    """Return the views of what a command line argument names."""
+    if name.startswith('timm:'):
+        cfg = dict(type='TimmClassifier', model_name=name.removeprefix('timm:'))
+        try:
+            model = MODELS.build({**cfg, 'img_size': size} if size else cfg)
+        except TypeError:  # it takes images of any size
+            model = MODELS.build(cfg)
+        return {name: describe(model, size)}
+    if Path(name).suffix not in ('.py', '.json', '.yml', '.yaml'):
+        if name not in list_models():
+            raise SetupError(f"mmpretrain has no model '{name}'{suggest(name, list_models())}")
+        return {name: describe(get_model(name, pretrained=False), size)}
+    config = configs.load_config(name)
+    with cli.types_checked(config):
+        if 'architecture' not in config.model:
+            return {name: describe(MODELS.build(config.model), size)}
+        config.model.teacher_ckpt = None
+        if size is not None:
+            config.model.input_size = size
+        model = MODELS.build(config.model)
+    return {
+        f'student of {name}': view_of(model.student),
+        f'teacher of {name}': view_of(model.teacher),
+    }
+
+
+def print_stages(title: str, view: ModelView) -> None:
+    """Print a row per stage."""
+    costs = costs_of(view)
+    table = Table(
+        *('stage', 'module', 'layout', 'prefix', 'channels', 'grid', 'parameters', 'FLOPs'),
+        title=f'{title}, images of {view.input_size[0]} x {view.input_size[1]}',
+        title_justify='left',
+    )
+    for column in table.columns[3:]:
+        column.justify = 'right'
+    for number, (stage, cost) in enumerate(zip(view.stages, costs, strict=False), 1):
+        grid = f'{stage.grid[0]} x {stage.grid[1]}'
+        facts = (stage.module, stage.layout, str(stage.prefix), str(stage.channels), grid)
+        table.add_row(str(number), *facts, f'{cost.parameters:,}', f'{cost.share:.1%}')
+    last = costs[-1]
+    rest = f'{", ".join(view.classifiers)}: {view.width} -> {view.num_classes}'
+    table.add_row('rest', rest, '', '', '', '', f'{last.parameters:,}', f'{last.share:.1%}')
+    console.print(table)
+    flops = sum(cost.flops for cost in costs)
+    parameters = sum(cost.parameters for cost in costs)
+    console.print(f'{parameters:,} parameters, {flops / 1e9:.2f} GFLOPs per image\n')
+
+
+def print_modules(title: str, view: ModelView) -> None:
+    """Print the modules that `stages=[...]` may name."""
+    table = Table('module', 'output for one image', title=title, title_justify='left')
+    for path, shape in view.features():
+        table.add_row(path, ' x '.join(map(str, shape)))
+    console.print(table)
+
+
+def main() -> None:
+    """Print."""
+    args = parse_args()
+    MMLogger.get_instance('print_stages', log_level='ERROR')
+    init_default_scope('mmpretrain')
+    size = parse_size(args.input) if args.input else None
+    for name in args.model:
+        for title, view in views(name, size).items():
+            (print_modules if args.all else print_stages)(title, view)
+
+
+if __name__ == '__main__':
+    cli.run(main)
