@@ -71,7 +71,8 @@ def load_weights(model: nn.Module, path: str | Path, what: str) -> dict:
 
     Args:
         model: Receives the weights.
-        path: See :func:`read_checkpoint`.
+        path: See :func:`read_checkpoint`; or the work dir of a run, whose newest
+            checkpoint is meant.
         what: Names the setting in the error, e.g. ``'teacher_ckpt'``.
 
     Returns:
@@ -81,6 +82,10 @@ def load_weights(model: nn.Module, path: str | Path, what: str) -> dict:
         SetupError: If keys are missing, unexpected or of another shape; the
             message lists them.
     """
+    if Path(path).is_dir():
+        folder, path = path, find_checkpoint(path)
+        if path is None:
+            raise SetupError(f"{what}: there is no whole checkpoint in '{folder}'")
     checkpoint = read_checkpoint(path)
     found = next((checkpoint[key] for key in _WEIGHT_KEYS if key in checkpoint), checkpoint)
     if not isinstance(found, dict) or not any(isinstance(v, Tensor) for v in found.values()):

@@ -21,7 +21,11 @@ from .errors import SetupError, suggest
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of mmpretrain's tools that training and testing share."""
+    """Add what tells the config, and the options that training and testing share."""
+    parser.add_argument('config', nargs='?', help='config file')
+    composed = parser.add_argument_group('in place of a config file')
+    for kind in ('dataset', 'pair', 'method'):
+        composed.add_argument(f'--{kind}', help=f'one of configs/_base_/{kind}s')
     parser.add_argument('--work-dir', help='where logs and checkpoints go')
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     parser.add_argument(
@@ -41,9 +45,13 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 def load_config(args: argparse.Namespace) -> Config:
     """Return the config that the arguments describe."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    config = configs.load_config(args.config, args.cfg_options)
+    parts = (args.dataset, args.pair, args.method)
+    if (args.config is None) == (None in parts) or (args.config and any(parts)):
+        raise SetupError('give either a config file, or all of --dataset, --pair and --method')
+    config = configs.load_config(args.config) if args.config else configs.compose(*parts)
+    configs.merge_options(config, args.cfg_options)
     config.launcher = args.launcher
-    name = os.path.splitext(os.path.basename(args.config))[0]
+    name = os.path.splitext(os.path.basename(config.filename))[0]
     config.work_dir = args.work_dir or config.get('work_dir') or os.path.join('work_dirs', name)
     # The defaults of mmpretrain's own tools.
     for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):

@@ -37,31 +37,79 @@ _SECTIONS = {
     'test_dataloader': _LOADER,
 }
 # Parts that a config joins into `model`: a change there comes too late.
+BASES = Path(__file__).parents[1] / 'configs/_base_'
+ALONE = ('teacher', 'student')
 _JOINED = {'student': 'architecture', 'teacher': 'teacher', 'distiller': 'distiller'}
 
 
-def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Config:
-    """Read a config file and merge ``--cfg-options`` into it.
-
-    Args:
-        path: A ``.py``, ``.json`` or ``.yml`` config of mmengine.
-        options: ``{'dotted.key': value}``.
+def load_config(path: str | Path) -> Config:
+    """Read a ``.py``, ``.json`` or ``.yml`` config of mmengine.
 
     Raises:
-        SetupError: If the file is missing or faulty, or an option names a key
-            that nothing would read.
+        SetupError: If the file is missing or faulty.
     """
     if not Path(path).is_file():
         raise SetupError(f"there is no config file at '{path}'")
     try:
-        config = Config.fromfile(path)
+        return Config.fromfile(path)
     except Exception as error:  # a config is a program, and can fail in any way
         message = ' '.join(str(error).split())
         raise SetupError(f"the config '{path}' fails: {type(error).__name__}: {message}") from error
-    for key in options or {}:
+
+
+def merge_options(config: Config, options: dict[str, Any]) -> None:
+    """Merge ``--cfg-options``, ``{'dotted.key': value}``, into a config.
+
+    Raises:
+        SetupError: If an option names a key that nothing would read.
+    """
+    for key in options:
         _check_option(config, key)
-    config.merge_from_dict(options or {})
-    return config
+    config.merge_from_dict(options)
+
+
+def compose(dataset: str, pair: str, method: str) -> Config:
+    """Return the sum of the base configs of a dataset, a pair and a method.
+
+    Args:
+        dataset: A file of ``configs/_base_/datasets``; its schedules are
+            ``configs/_base_/schedules/DATASET_FAMILY.py``.
+        pair: A file of ``configs/_base_/pairs``, ``TEACHER_STUDENT``.
+        method: A file of ``configs/_base_/methods``; ``'teacher'`` or ``'student'`` for
+            the training of one of the two alone.
+
+    Raises:
+        SetupError: If one of them does not exist.
+    """
+    choices = {
+        'dataset': (dataset, _bases('datasets')),
+        'pair': (pair, _bases('pairs')),
+        'method': (method, [*_bases('methods'), *ALONE]),
+    }
+    for kind, (name, known) in choices.items():
+        if name not in known:
+            raise SetupError(f"--{kind}: there is no '{name}'; choose from {', '.join(known)}")
+    part = method if method in ALONE else 'student'
+    family = Config.fromfile(BASES / f'pairs/{pair}.py').families[part]
+    names = [f'datasets/{dataset}', f'schedules/{dataset}_{family}', f'pairs/{pair}']
+    bases = [BASES / f'{name}.py' for name in ['default_runtime', *names]]
+    if method in ALONE:
+        joined = f'model = _base_.{method}'
+    else:
+        bases.append(BASES / f'methods/{method}.py')
+        joined = (
+            "model = dict(type='mmkd_tas.CrossArchDistill', architecture=_base_.student, "
+            'teacher=_base_.teacher, distiller=_base_.distiller)'
+        )
+    text = f'_base_ = {list(map(str, bases))}\n{joined}'
+    config = Config.fromstring(text, '.py')
+    teacher, student = pair.split('_')
+    name = {'teacher': teacher, 'student': student}.get(method, f'{method}_{pair}')
+    return Config(config.to_dict(), cfg_text=text, filename=f'{name}_{dataset}.py')
+
+
+def _bases(kind: str) -> list[str]:
+    return sorted(file.stem for file in (BASES / kind).glob('*.py'))
 
 
 def _check_option(config: Config, option: str) -> None:

@@ -16,9 +16,8 @@ def parse_args() -> argparse.Namespace:
         description='Evaluate a model on the test data of its config. Of a distillation config '
         'only the student is built; the teacher need not be there.'
     )
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='of the training run, or an exported student')
     cli.add_run_arguments(parser)
+    parser.add_argument('checkpoint', help='of the training run, or an exported student')
     parser.add_argument('--out', help='write the metrics to this .json or .yml file')
     return parser.parse_args()
 

@@ -1,4 +1,8 @@
-"""Train a model, with or without a teacher: python tools/train.py CONFIG"""
+"""Train a model, with or without a teacher.
+
+python tools/train.py CONFIG
+python tools/train.py --dataset digits200 --pair resnet18-w16_vit-w64 --method tas
+"""
 
 import argparse
 import logging
@@ -15,7 +19,6 @@ from mmkd_tas.errors import SetupError
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description='Train a model, with or without a teacher.')
-    parser.add_argument('config', help='config file')
     cli.add_run_arguments(parser)
     parser.add_argument(
         '--resume',

@@ -1,5 +1,16 @@
 from .algorithms import CrossArchDistill
-from .connectors import StageConnector
+from .connectors import ExitBranch, HybridAssistant, PairProjector, StageConnector
 from .distillers import StageDistiller
+from .losses import InfoNCELoss, LogitAccuracy, OFALoss
 
-__all__ = ['CrossArchDistill', 'StageConnector', 'StageDistiller']
+__all__ = [
+    'CrossArchDistill',
+    'ExitBranch',
+    'HybridAssistant',
+    'InfoNCELoss',
+    'LogitAccuracy',
+    'OFALoss',
+    'PairProjector',
+    'StageConnector',
+    'StageDistiller',
+]

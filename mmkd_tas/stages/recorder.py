@@ -75,12 +75,9 @@ class StageOutputsRecorder(ModuleOutputsRecorder):
                 module = model.get_submodule(path)
                 self.handles.append(module.register_forward_pre_hook(self.record_pooled))
         else:
-            path = view.logits_module
-            if self.source != 'logits':
-                number = self.source.removeprefix('stage')
-                self.stage = view.stage(int(number) if number.isdigit() else number)
-                path = self.stage.module
-            module = model.get_submodule(path)
+            source = view.source(self.source)
+            self.stage = None if self.source == 'logits' else source
+            module = model.get_submodule(source.module)
             self.handles.append(module.register_forward_hook(self.record_output))
 
     def remove(self) -> None:

@@ -18,7 +18,7 @@ class Stage:
         module: Path of the module whose output ends the stage.
         layout: ``'NCHW'``, ``'NHWC'``, ``'NLC'`` or ``'NCL'``: N images, C
             channels, H x W positions, L tokens (prefix tokens and then the
-            positions row by row).
+            positions row by row); ``'NC'`` for a vector, as the pooled feature.
         prefix: Number of class, distillation and register tokens in front.
         channels: C.
         grid: ``(H, W)``.
@@ -45,6 +45,7 @@ class Stage:
             'NHWC': (height, width, self.channels),
             'NLC': (length, self.channels),
             'NCL': (self.channels, length),
+            'NC': (self.channels,),
         }[self.layout]
 
     def to_tokens(self, feature: Tensor) -> Tensor:
@@ -80,6 +81,8 @@ class Stage:
     def _all_tokens(self, feature: Tensor) -> Tensor:
         if self.layout == 'NLC':
             return feature
+        if self.layout == 'NC':
+            return feature[:, None]
         if self.layout == 'NHWC':
             return feature.flatten(1, 2)
         return feature.flatten(2).transpose(1, 2)

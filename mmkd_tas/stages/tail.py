@@ -25,10 +25,12 @@ class Knowledge(NamedTuple):
         pooled: The final feature, pooled over the positions, ``(N, D)``: the
             input of the module that makes the logits.
         logits: ``(N, C)``.
+        feature: At the end of the model's last stage, in its layout.
     """
 
     pooled: Tensor
     logits: Tensor
+    feature: Tensor
 
 
 class Tail:
@@ -69,22 +71,26 @@ class Tail:
                 token (and others), as they enter its first block, are put in
                 front. They do not depend on the images.
         """
-        with self._replaying(feature, own_prefix) as model, self._pooled(model) as pooled:
+        with self._replaying(feature, own_prefix) as model:
             size = self._view.input_size
-            logits = model(feature.new_zeros(()).expand(len(feature), 3, *size))
-        return Knowledge(mean_of(pooled), logits)
+            return self._run(model, feature.new_zeros(()).expand(len(feature), 3, *size))
 
-    @contextlib.contextmanager
-    def _pooled(self, model: nn.Module) -> Iterator[list[Tensor]]:
-        """Collect what enters the classifiers."""
+    def _run(self, model: nn.Module, images: Tensor) -> Knowledge:
+        """Run a model, and watch its last stage and what enters its classifiers."""
         pooled: list[Tensor] = []
+        last: list[Tensor] = []
         with hooked() as handles:
             for path in self._view.classifiers:
                 classifier = model.get_submodule(path)
                 handles.append(
                     classifier.register_forward_pre_hook(lambda _, args: pooled.append(args[0]))
                 )
-            yield pooled
+            end = model.get_submodule(self._view.stages[-1].module)
+            handles.append(
+                end.register_forward_hook(lambda _, args, output: last.append(feature_of(output)))
+            )
+            logits = model(images)
+        return Knowledge(mean_of(pooled), logits, last[-1])
 
     def _finished_before_the_end(self) -> list[Call]:
         """Return the largest modules that have finished when the stage ends, in order."""
@@ -155,13 +161,12 @@ class Tail:
             recorded.append(feature_of(output))
 
         with undisturbed(model):
-            with hooked() as handles, self._pooled(model) as pooled:
+            with hooked() as handles:
                 end = model.get_submodule(self.stage.module)
                 handles.append(end.register_forward_hook(record))
-                logits = model(example(model, view.input_size, 2))
+                own = self._run(model, example(model, view.input_size, 2))
             feature = recorded[-1]
-            own = torch.cat([mean_of(pooled), logits], dim=1)
-            replayed = torch.cat(self(feature), dim=1)
+            own, replayed = (torch.cat(known[:2], dim=1) for known in (own, self(feature)))
             if not torch.allclose(replayed, own, rtol=1e-3, atol=1e-3 * float(own.std())):
                 raise SetupError(
                     f"the part of the model after '{self.stage.module}' does not follow from its "

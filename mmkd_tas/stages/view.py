@@ -103,6 +103,15 @@ class ModelView:
         except SetupError as error:
             raise self._unknown(str(error)) from error
 
+    def source(self, name: str) -> Stage | None:
+        """Return what a recorder's source is: a stage, or a vector like one; labels are none."""
+        if name == 'pooled':
+            return Stage(self.classifiers[0], 'NC', channels=self.width, grid=(1, 1))
+        if name == 'logits':
+            return Stage(self.logits_module, 'NC', channels=self.num_classes, grid=(1, 1))
+        number = name.removeprefix('stage')
+        return None if name == 'labels' else self.stage(int(number) if number.isdigit() else number)
+
     def stage(self, number: int) -> Stage:
         """Return a stage by its number, from 1."""
         if number not in range(1, len(self.stages) + 1):

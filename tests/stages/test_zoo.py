@@ -101,9 +101,10 @@ def check(model, size):
         rebuilt = stage.from_tokens(stage.to_tokens(feature), stage.prefix_tokens(feature))
         torch.testing.assert_close(rebuilt, feature)
         with torch.no_grad():
-            pooled, replayed = tail(feature)
+            pooled, replayed, last = tail(feature)
         torch.testing.assert_close(replayed, logits, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(pooled, records['pooled'], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(last, records['stage4'], rtol=1e-5, atol=1e-5)
     for recorder in recorders.values():
         recorder.remove()
 

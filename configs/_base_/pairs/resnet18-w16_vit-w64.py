@@ -1,3 +1,5 @@
+# which schedules the two are trained with
+families = dict(teacher='cnn', student='token')
 teacher = dict(
     type='ImageClassifier',
     backbone=dict(type='ResNet_CIFAR', depth=18, base_channels=16, stem_channels=16),

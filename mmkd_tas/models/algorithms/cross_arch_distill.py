@@ -44,7 +44,8 @@ class CrossArchDistill(SingleTeacherDistill):
         teacher: The teacher, likewise.
         distiller: Config of the distiller.
         teacher_ckpt: Checkpoint of the teacher: a file of mmengine, timm, a bare
-            state dict, safetensors, or an address mmengine can load from.
+            state dict, safetensors, an address mmengine can load from, or the work dir
+            of a run, whose newest checkpoint is meant.
         teacher_input: What the teacher's images differ in: ``size`` (pixels, int
             or ``(h, w)``), ``mean`` and ``std`` (of 0..255 pixels, per channel, as
             in mmpretrain's ``data_preprocessor``) and ``interpolation`` (a mode of

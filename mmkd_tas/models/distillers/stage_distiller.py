@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...errors import SetupError, suggest
 from ...registry import MODELS
-from ...stages import SOURCES, StageOutputsRecorder, view_of
+from ...stages import SOURCES, Stage, StageOutputsRecorder, view_of
 from ..connectors.base import StageConnector
 
 _SIDES = ('student', 'teacher')
@@ -114,9 +114,21 @@ class StageDistiller(ConfigurableDistiller):
             inputs = cfg.pop('inputs', None)
             kind = MODELS.get(cfg['type']) if isinstance(cfg['type'], str) else cfg['type']
             if inspect.isclass(kind) and issubclass(kind, StageConnector):
-                cfg.update(self._views)
-            self.connectors[name] = MODELS.build(cfg)
-            self._inputs[name] = tuple(inputs or getattr(self.connectors[name], 'inputs', ()))
+                stages = [self._stage_of(reference) for reference in inputs or kind.inputs]
+                cfg.update(self._views, stages=stages)
+            connector = self.connectors[name] = MODELS.build(cfg)
+            self._inputs[name] = tuple(inputs or getattr(connector, 'inputs', ()))
+            if hasattr(connector, 'init_weights'):
+                connector.init_weights()
+
+    def _stage_of(self, reference: str) -> Stage | None:
+        """Return the stage that a reference leads to, or what is like one, if that is known."""
+        owner, _, name = reference.partition('.')
+        if owner in _SIDES:
+            own = name in self._recorders(owner).recorders and name not in SOURCES
+            return None if own else self._views[owner].source(name)
+        connector = dict(self.connectors.items()).get(owner)
+        return getattr(connector, 'outputs', {}).get(name)
 
     # --- checking -------------------------------------------------------------
 

@@ -1,0 +1,19 @@
+# which schedules the two are trained with
+families = dict(teacher='token', student='cnn')
+teacher = dict(
+    type='ImageClassifier',
+    backbone=dict(
+        type='MlpMixer',
+        arch=dict(embed_dims=64, num_layers=6, tokens_mlp_dims=64, channels_mlp_dims=256),
+        img_size=32,
+        patch_size=4,
+    ),
+    neck=dict(type='GlobalAveragePooling', dim=1),
+    head=dict(type='LinearClsHead', in_channels=64, num_classes=10),
+)
+student = dict(
+    type='ImageClassifier',
+    backbone=dict(type='ResNet_CIFAR', depth=18, base_channels=4, stem_channels=4),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(type='LinearClsHead', in_channels=32, num_classes=10),
+)

@@ -1,0 +1,164 @@
+"""Networks that connectors are made of, from the blocks of timm and mmcv."""
+
+import itertools
+import math
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import DepthwiseSeparableConvModule
+from mmcv.cnn.bricks.transformer import PatchEmbed
+from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from ...errors import SetupError
+from ...stages import ModelView, Stage
+
+# Of the layers of the new networks, as in OFA-KD.
+INIT = [
+    dict(type='Kaiming', layer='Conv2d', mode='fan_out', nonlinearity='relu'),
+    dict(type='TruncNormal', layer='Linear', std=0.02),
+    dict(type='Constant', layer=['BatchNorm2d', 'LayerNorm'], val=1),
+]
+
+
+def pool_of(stage: Stage, student: ModelView, teacher: ModelView, num_heads: int = 4) -> nn.Module:
+    """Return a network that makes a vector of a stage of the student, of width ``.width``."""
+    if stage not in student.stages:
+        raise SetupError(f"'{stage.module}' is no stage of the student")
+    remaining = len(student.stages) - 1 - student.stages.index(stage)
+    if stage.layout == 'NCHW':
+        return ConvPool(stage, remaining, max(student.width, teacher.width))
+    return TokenPool(stage, max(remaining, 1), student.width, num_heads)
+
+
+class ConvPool(nn.Sequential):
+    """Stage -> vector ``(N, width)``: separable convolutions of stride 2, average pooling.
+
+    Args:
+        stage: What comes in.
+        halvings: Number of blocks; the channels double in each of them. With none, a
+            1x1 convolution.
+        width: Number of channels of the last.
+    """
+
+    def __init__(self, stage: Stage, halvings: int, width: int) -> None:
+        channels = [stage.channels * 2**i for i in range(halvings)] + [width]
+        blocks = [
+            nn.Sequential(_separable(before, before, 2), _separable(before, after, 1))
+            for before, after in itertools.pairwise(channels)
+        ]
+        if not blocks:
+            blocks = [nn.Conv2d(stage.channels, width, 1)]
+        super().__init__(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.stage = stage
+        self.width = width
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Pool a feature in the layout of the stage."""
+        return super().forward(self.stage.to_map(feature))
+
+
+def _separable(before: int, after: int, stride: int) -> nn.Module:
+    return DepthwiseSeparableConvModule(
+        before,
+        after,
+        3,
+        stride=stride,
+        padding=1,
+        dw_norm_cfg=None,
+        dw_act_cfg=None,
+        pw_norm_cfg=dict(type='BN'),
+        bias=False,
+    )
+
+
+class TokenPool(nn.Module):
+    """Stage -> vector ``(N, width)``: patch merging, transformer blocks, class token or mean.
+
+    The grid is halved as long as its sides stay at 7 tokens or more. Where the stage
+    has a class token it is kept beside the grid, and is the result; else the mean of
+    the tokens is.
+
+    Args:
+        stage: What comes in.
+        depth: Number of transformer blocks.
+        width: Their width D.
+        num_heads: Their number of heads, fewer where these do not divide the width.
+    """
+
+    def __init__(self, stage: Stage, depth: int, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.stage = stage
+        self.width = width
+        halvings = max(0, int(math.log2(min(stage.grid) / 7)))
+        widths = [min(stage.channels * 2**i, width) for i in range(halvings)] + [width]
+        if halvings:
+            merges = [
+                nn.Sequential(PatchMerging(before, after), nn.GELU())
+                for before, after in itertools.pairwise(widths)
+            ]
+        else:
+            merges = [_linear(stage.channels, width)]
+        self.merges = nn.Sequential(*merges)
+        self.prefix = _linear(stage.channels, width) if stage.prefix else None
+        heads = math.gcd(num_heads, width)
+        self.blocks = nn.Sequential(*(Block(width, heads, qkv_bias=True) for _ in range(depth)))
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Pool a feature in the layout of the stage."""
+        grid = self.stage.to_tokens(feature).unflatten(1, self.stage.grid)
+        tokens = self.merges(grid).flatten(1, 2)
+        if self.prefix is None:
+            return self.blocks(tokens).mean(1)
+        prefix = self.prefix(self.stage.prefix_tokens(feature))
+        return self.blocks(torch.cat([prefix, tokens], dim=1))[:, 0]
+
+
+def _linear(before: int, after: int) -> nn.Module:
+    return nn.Identity() if before == after else nn.Linear(before, after)
+
+
+class LocalToGlobal(nn.Module):
+    """Bring a stage of one model to width and grid of a stage of another (L2G).
+
+    A patch embedding, and a Swin block that widens the receptive field. Source: Li
+    et al., "Fuse Before Transfer", ICCV 2025.
+
+    Args:
+        source: What comes in.
+        target: What comes out, as tokens without prefix, ``(N, L, C)``.
+        window_size: Side of the block's windows, in tokens.
+    """
+
+    def __init__(self, source: Stage, target: Stage, window_size: int = 7) -> None:
+        super().__init__()
+        self.source = source
+        self.target = target
+        patch = tuple(
+            max(1, round(ours / theirs))
+            for ours, theirs in zip(source.grid, target.grid, strict=True)
+        )
+        # Patches cover the whole map: where the grids do not divide, it is resized first.
+        self.size = tuple(p * side for p, side in zip(patch, target.grid, strict=True))
+        self.embedding = PatchEmbed(
+            source.channels,
+            target.channels,
+            kernel_size=patch,
+            stride=patch,
+            padding=0,
+            norm_cfg=dict(type='LN'),
+        )
+        heads = max(1, target.channels // 32)
+        heads = next(h for h in range(heads, 0, -1) if target.channels % h == 0)
+        self.block = SwinTransformerBlock(
+            target.channels, target.grid, num_heads=heads, window_size=window_size
+        )
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Return the tokens of a feature in the layout of the source."""
+        grid = self.source.to_map(feature)
+        if grid.shape[-2:] != self.size:
+            grid = F.interpolate(grid, self.size, mode='bilinear')
+        tokens, _ = self.embedding(grid)
+        return self.block(tokens.unflatten(1, self.target.grid)).flatten(1, 2)

@@ -1,0 +1,115 @@
+"""The mathematics of the losses: pure functions of tensors.
+
+Logits are unnormalised, in nats. Half precision is computed in float32, also
+under autocast, and float64 stays float64.
+"""
+
+import functools
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from mmengine.dist import all_gather, get_rank, get_world_size
+from mmrazor.models.architectures.ops import GatherTensors
+from torch import Tensor
+
+
+def in_full_precision(function: Callable) -> Callable:
+    """Make a function compute in float32 at least, whatever its tensors and autocast say."""
+
+    @functools.wraps(function)
+    def computed(*args, **kwargs):
+        def widened(value):
+            half = torch.is_tensor(value) and value.dtype in (torch.float16, torch.bfloat16)
+            return value.float() if half else value
+
+        with torch.autocast(args[0].device.type, enabled=False):
+            return function(*map(widened, args), **{k: widened(v) for k, v in kwargs.items()})
+
+    return computed
+
+
+def class_indices(labels: Tensor) -> Tensor:
+    """Return class indices ``(N,)`` of indices ``(N,)`` or shares ``(N, C)`` (mixup, cutmix)."""
+    return labels.argmax(1) if labels.ndim == 2 else labels
+
+
+@in_full_precision
+def ofa_loss(
+    preds_S: Tensor,
+    preds_T: Tensor,
+    labels: Tensor,
+    gamma: float = 1.0,
+    tau: float = 1.0,
+) -> Tensor:
+    r"""Return the target-enhanced distillation loss of each image, ``(N,)``, in nats.
+
+    .. math:: \sum_c -[(p^t_c + m_c)^\gamma - m_c] \log p^s_c, \quad
+        p = \mathrm{softmax}(z / \tau), \quad m = \mathrm{onehot}(y)
+
+    With ``gamma=1`` this is the cross-entropy against the teacher's probabilities;
+    more than 1 puts weight on the true class. Source: Hao et al., "One-for-All",
+    NeurIPS 2023, section 3.3.
+
+    Args:
+        preds_S, preds_T: Logits of student and teacher, ``(N, C)``.
+        labels: Class indices ``(N,)``, or shares ``(N, C)`` of which the largest counts.
+        gamma: Exponent, at least 1.
+        tau: Temperature.
+    """
+    log_student = F.log_softmax(preds_S / tau, dim=1)
+    teacher = F.softmax(preds_T / tau, dim=1)
+    true_class = F.one_hot(class_indices(labels), preds_S.shape[1]).to(teacher.dtype)
+    target = (teacher + true_class) ** gamma - true_class
+    return -(target * log_student).sum(1)
+
+
+def gather(tensor: Tensor) -> tuple[Tensor, int]:
+    """Return the rows of all processes, and where this one's begin.
+
+    The gradient of a row is the sum of those that all processes compute, so that
+    with DDP's averaging the result is that of one process with the whole batch.
+    Processes may have different numbers of rows.
+    """
+    if get_world_size() == 1:
+        return tensor, 0
+    counts = all_gather(torch.tensor(len(tensor), device=tensor.device))
+    counts = [int(count) for count in counts]
+    padded = torch.cat([tensor, tensor.new_zeros(max(counts) - len(tensor), *tensor.shape[1:])])
+    parts = GatherTensors.apply(padded.contiguous())
+    rows = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+    return rows, sum(counts[: get_rank()])
+
+
+@in_full_precision
+def info_nce(queries: Tensor, keys: Tensor, scale: Tensor | float, offset: int = 0) -> Tensor:
+    r"""Return the InfoNCE loss of each query, ``(M,)``, in nats.
+
+    .. math:: -\log \frac{\exp(s \cos(q_i, k_{i'}))}{\sum_j \exp(s \cos(q_i, k_j))},
+        \quad i' = i + \mathrm{offset}
+
+    Source: van den Oord et al., 2018, equation 4; with a learnable scale, Radford et
+    al., "CLIP", ICML 2021, section 2.3; between the features of student, assistant
+    and teacher, Li et al., "Fuse Before Transfer", ICCV 2025.
+
+    Args:
+        queries: ``(M, D)``.
+        keys: ``(M', D)``, of which ``offset .. offset + M`` are the positives.
+        scale: s, the inverse of the temperature.
+        offset: Of the positives.
+    """
+    similarity = F.normalize(queries, eps=1e-6) @ F.normalize(keys, eps=1e-6).t()
+    positives = offset + torch.arange(len(queries), device=queries.device)
+    return F.cross_entropy(scale * similarity, positives, reduction='none')
+
+
+def mean_over_processes(per_row: Tensor) -> Tensor:
+    """Return this process' share of the mean over the rows of all processes.
+
+    DDP averages gradients over the processes as if all had equally many rows; the
+    factor makes up for that. With equally many rows it is the plain mean.
+    """
+    if get_world_size() == 1:
+        return per_row.mean()
+    counts = all_gather(torch.tensor(per_row.numel(), device=per_row.device))
+    return per_row.sum() * (len(counts) / sum(int(count) for count in counts))
