@@ -8,7 +8,7 @@ data_preprocessor = dict(
 )
 
 train_pipeline = [
-    dict(type='RandomCrop', crop_size=32, padding=4),
+    dict(type='RandomCrop', crop_size=16, padding=2),
     dict(type='PackInputs'),
 ]
 test_pipeline = [dict(type='PackInputs')]
@@ -16,13 +16,13 @@ test_pipeline = [dict(type='PackInputs')]
 train_dataloader = dict(
     batch_size=50,
     num_workers=0,
-    dataset=dict(type='mmkd_tas.Digits', split='train', image_size=32, pipeline=train_pipeline),
+    dataset=dict(type='mmkd_tas.Digits', split='train', image_size=16, pipeline=train_pipeline),
     sampler=dict(type='DefaultSampler', shuffle=True),
 )
 val_dataloader = dict(
     batch_size=200,
     num_workers=0,
-    dataset=dict(type='mmkd_tas.Digits', split='test', image_size=32, pipeline=test_pipeline),
+    dataset=dict(type='mmkd_tas.Digits', split='test', image_size=16, pipeline=test_pipeline),
     sampler=dict(type='DefaultSampler', shuffle=False),
 )
 val_evaluator = dict(type='Accuracy', topk=(1,))

@@ -5,7 +5,7 @@ teacher = dict(
     backbone=dict(
         type='MlpMixer',
         arch=dict(embed_dims=64, num_layers=6, tokens_mlp_dims=64, channels_mlp_dims=256),
-        img_size=32,
+        img_size=16,
         patch_size=4,
     ),
     neck=dict(type='GlobalAveragePooling', dim=1),

@@ -11,7 +11,7 @@ student = dict(
     backbone=dict(
         type='VisionTransformer',
         arch=dict(embed_dims=64, num_layers=6, num_heads=4, feedforward_channels=256),
-        img_size=32,
+        img_size=16,
         patch_size=4,
         out_type='avg_featmap',
     ),
