@@ -98,9 +98,15 @@ def info_nce(queries: Tensor, keys: Tensor, scale: Tensor | float, offset: int =
         scale: s, the inverse of the temperature.
         offset: Of the positives.
     """
-    similarity = F.normalize(queries, eps=1e-6) @ F.normalize(keys, eps=1e-6).t()
+    similarity = _directions(queries) @ _directions(keys).t()
     positives = offset + torch.arange(len(queries), device=queries.device)
     return F.cross_entropy(scale * similarity, positives, reduction='none')
+
+
+def _directions(vectors: Tensor) -> Tensor:
+    """Return the rows at length 1; a row of zeros has no direction, and no gradient."""
+    zero = vectors.norm(dim=1, keepdim=True) < 1e-6
+    return F.normalize(vectors.masked_fill(zero, 0))
 
 
 def mean_over_processes(per_row: Tensor) -> Tensor:

@@ -1,0 +1,258 @@
+import pytest
+import torch
+from mmengine.registry import MODELS
+from pairs import batch, distillation, step
+from torch import nn
+from torch.nn import functional as F
+from zoo import ZOO
+
+from mmkd_tas.errors import SetupError
+from mmkd_tas.models.connectors.blocks import ConvPool, LocalToGlobal, TokenPool
+from mmkd_tas.stages import Stage, describe
+
+
+def view_of(name):
+    return describe(MODELS.build(ZOO[name].cfg), ZOO[name].size)
+
+
+def connector(kind, student, teacher, stages=(), **keys):
+    views = dict(student=student, teacher=teacher)
+    return MODELS.build(dict(type=f'mmkd_tas.{kind}', stages=list(stages), **views, **keys))
+
+
+def conv_strides(module):
+    return [m.stride[0] for m in module.modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
+
+
+# --- ExitBranch -------------------------------------------------------------------
+
+
+def test_exits_of_maps():
+    student, teacher = view_of('resnet'), view_of('vit')
+    exits = connector('ExitBranch', student, teacher, student.stages)
+    for number, branch in enumerate(exits.branches, 1):
+        assert isinstance(branch[0], ConvPool)
+        assert conv_strides(branch).count(2) == 4 - number
+        assert branch[0].width == max(student.width, teacher.width) == branch[1].in_features
+    features = [torch.randn(3, *stage.shape) for stage in student.stages]
+    logits = exits(*features)
+    assert [z.shape for z in logits] == [(3, 5)] * 4
+    # Doubling: the widths of the pointwise convolutions of the first branch.
+    wide = [m.out_channels for m in exits.branches[0].modules() if isinstance(m, nn.Conv2d)]
+    assert wide == [8, 8, 8, 16, 16, 16, 16, 32, 32, 32, 32, 64]
+
+
+@pytest.mark.parametrize(('name', 'prefix'), [('vit', 1), ('mlp_mixer', 0), ('timm_swin', 0)])
+def test_exits_of_tokens(name, prefix):
+    student, teacher = view_of(name), view_of('resnet')
+    exits = connector('ExitBranch', student, teacher, student.stages)
+    for stage, branch, depth in zip(student.stages, exits.branches, (3, 2, 1, 1), strict=True):
+        assert isinstance(branch[0], TokenPool)
+        assert stage.prefix == prefix
+        assert len(branch[0].blocks) == depth
+        assert branch[1].in_features == student.width
+    features = [torch.randn(3, *stage.shape) for stage in student.stages]
+    assert [z.shape for z in exits(*features)] == [(3, 5)] * 4
+
+
+def test_tokens_are_merged_down_to_about_7_by_7():
+    for side, merges in ((7, 0), (8, 0), (14, 1), (28, 2), (56, 3), (13, 0)):
+        pool = TokenPool(Stage('x', 'NLC', 1, 16, (side, side)), 1, 32, num_heads=4)
+        assert len([m for m in pool.merges if not isinstance(m, nn.Linear)]) == merges
+        assert pool(torch.randn(2, side * side + 1, 16)).shape == (2, 32)
+    grid = TokenPool(Stage('x', 'NHWC', 0, 16, (14, 20)), 1, 30, num_heads=4)
+    assert grid(torch.randn(2, 14, 20, 16)).shape == (2, 30)
+
+
+def test_the_class_token_is_what_counts():
+    stage = Stage('x', 'NLC', 1, 16, (8, 8))
+    pool = TokenPool(stage, 1, 16, num_heads=4)
+    pool.blocks = nn.Identity()
+    feature = torch.randn(2, 65, 16)
+    assert torch.equal(pool(feature), feature[:, 0])
+    plain = TokenPool(Stage('x', 'NLC', 0, 16, (8, 8)), 1, 16, num_heads=4)
+    plain.blocks = nn.Identity()
+    torch.testing.assert_close(plain(feature[:, 1:]), feature[:, 1:].mean(1))
+
+
+def test_initial_weights():
+    student, teacher = view_of('vit'), view_of('resnet')
+    torch.manual_seed(0)
+    exits = connector('ExitBranch', student, teacher, student.stages)
+    exits.init_weights()
+    weights = torch.cat([m.weight.flatten() for m in exits.modules() if isinstance(m, nn.Linear)])
+    assert weights.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_some_exits_only():
+    model = distillation(
+        'ofa', 'resnet', 'vit', {'connectors.exits.inputs': ['student.stage2', 'student.stage4']}
+    )
+    assert len(model.distiller.connectors['exits'].branches) == 2
+    step(model, *batch(model))
+    with pytest.raises(SetupError, match='is no stage of the student'):
+        distillation('ofa', 'resnet', 'vit', {'connectors.exits.inputs': ['teacher.stage2']})
+
+
+# --- HybridAssistant ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('student', 'teacher', 'first'),
+    [
+        ('resnet', 'vit', 'student'),
+        ('resnet', 'mlp_mixer', 'student'),
+        ('vit', 'resnet', 'teacher'),
+        ('mlp_mixer', 'convnext', 'teacher'),
+        ('vit', 'mlp_mixer', 'student'),
+        ('mlp_mixer', 'vit', 'student'),
+        ('resnet', 'mobilenet_v2', 'student'),
+        ('vit', 'timm_swin', 'student'),
+        ('timm_swin', 'resnet', 'teacher'),
+        ('resnet', 'timm_swin', 'student'),
+    ],
+)
+def test_who_gives_the_first_stages(student, teacher, first):
+    views = {'student': view_of(student), 'teacher': view_of(teacher)}
+    assistant = connector('HybridAssistant', **views)
+    last = views['teacher' if first == 'student' else 'student']
+    assert assistant.inputs == (f'{first}.stage3',)
+    assert assistant.tail.stage == last.stage(3)
+    known = assistant(torch.randn(2, *views[first].stage(3).shape))
+    assert known.pooled.shape == (2, last.width)
+    assert known.logits.shape == (2, 5)
+    assert known.feature.shape == (2, *last.stages[-1].shape)
+
+
+@pytest.mark.parametrize('split', [1, 2, 3])
+@pytest.mark.parametrize(('student', 'teacher'), [('resnet', 'vit'), ('timm_swin', 'resnet')])
+@pytest.mark.parametrize('first', ['student', 'teacher'])
+def test_any_split_either_way_round(student, teacher, split, first):
+    options = {'connectors.assistant.split': split, 'connectors.assistant.first': first}
+    model = distillation('tas', student, teacher, options)
+    assert model.distiller.connectors['assistant'].inputs == (f'{first}.stage{split}',)
+    step(model.train(), *batch(model))
+
+
+def test_the_assistant_is_the_composition_that_it_says():
+    """Replay it by hand, for a CNN and a class-token transformer of mmpretrain."""
+    student, teacher = view_of('resnet'), view_of('vit')
+    assistant = connector('HybridAssistant', student, teacher).eval()
+    feature = torch.randn(2, *student.stage(3).shape)
+    known = assistant(feature)
+    vit = teacher.model.eval()
+    tokens = assistant.projector(feature)
+    assert tokens.shape == (2, 16, 24)
+    cls = vit.backbone.cls_token + vit.backbone.pos_embed[:, :1]
+    tokens = torch.cat([cls.expand(2, -1, -1), tokens], dim=1)
+    number = int(teacher.stage(3).module.rpartition('.')[2])
+    for block in vit.backbone.layers[number + 1 :]:
+        tokens = block(tokens)
+    pooled = vit.backbone.ln1(tokens)[:, 0]
+    torch.testing.assert_close(known.pooled, pooled)
+    torch.testing.assert_close(known.logits, vit.head.layers.head(pooled))
+
+
+@pytest.mark.parametrize(
+    ('source', 'target'),
+    [
+        ((14, 14), (14, 14)),
+        ((28, 28), (14, 14)),
+        ((4, 4), (7, 7)),
+        ((15, 22), (7, 11)),
+        ((8, 8), (1, 1)),
+    ],
+)
+@pytest.mark.parametrize('layout', ['NCHW', 'NHWC', 'NLC', 'NCL'])
+def test_projector_between_any_grids(source, target, layout):
+    stage = Stage('x', layout, channels=6, grid=source)
+    other = Stage('y', 'NLC', prefix=1, channels=40, grid=target)
+    projector = LocalToGlobal(stage, other)
+    tokens = projector(torch.randn(2, *stage.shape))
+    assert tokens.shape == (2, other.tokens, 40)
+
+
+def test_the_projector_sees_every_position_and_wider_than_a_patch():
+    stage = Stage('x', 'NCHW', channels=4, grid=(15, 15))
+    projector = LocalToGlobal(stage, Stage('y', 'NLC', channels=8, grid=(7, 7)))
+    feature = torch.randn(1, 4, 15, 15, requires_grad=True)
+    projector(feature)[0, 24].sum().backward()  # the middle token
+    assert (feature.grad != 0).any(1).all()
+
+
+@pytest.mark.parametrize(
+    ('options', 'sentence'),
+    [
+        (dict(split=4), 'split=4 is not between 1 and 3'),
+        (dict(split=0), 'split=0'),
+        (dict(first='both'), "first='both' is neither"),
+    ],
+)
+def test_mistakes_in_the_assistant(options, sentence):
+    with pytest.raises(SetupError, match=sentence):
+        connector('HybridAssistant', view_of('resnet'), view_of('vit'), **options)
+
+
+# --- PairProjector --------------------------------------------------------------------
+
+
+def test_pairs_of_pooled_features():
+    student, teacher = view_of('resnet'), view_of('vit')
+    stages = student.source('pooled'), teacher.source('pooled')
+    ours, theirs = torch.randn(3, 64), torch.randn(3, 24)
+    pair = connector('PairProjector', student, teacher, stages)
+    learner, target = pair(ours, theirs)
+    assert learner.shape == (3, 24)
+    assert torch.equal(target, theirs)
+    learner, target = connector('PairProjector', student, teacher, stages, width=8)(ours, theirs)
+    assert learner.shape == target.shape == (3, 8)
+    same = connector('PairProjector', student, teacher, [stages[1]] * 2)
+    assert not list(same.parameters())
+    assert torch.equal(same(theirs, theirs).learner, theirs)
+
+
+def test_pairs_of_maps():
+    student, teacher = view_of('resnet'), view_of('vit')
+    stages = student.stage(3), teacher.stage(3)
+    ours, theirs = (torch.randn(3, *stage.shape) for stage in stages)
+    pair = connector('PairProjector', student, teacher, stages, pool=2)
+    learner, target = pair(ours, theirs)
+    assert learner.shape == target.shape == (3, 4, 24)
+    # The first region of four: the upper left quarter of the map, without the class token.
+    quarter = theirs[:, 1:].unflatten(1, (4, 4))[:, :2, :2].mean((1, 2))
+    torch.testing.assert_close(target[:, 0], quarter)
+    whole = connector('PairProjector', student, teacher, stages)
+    torch.testing.assert_close(whole(ours, theirs).target, theirs[:, 1:].mean(1))
+
+
+def test_regions_in_the_whole_method():
+    pairs = ('teacher_student', 'student', 'teacher'), ('teacher_assistant', 'assistant', 'teacher')
+    last = dict(student='student.stage4', teacher='teacher.stage4', assistant='assistant.feature')
+    options = {}
+    for name, learner, target in (*pairs, ('assistant_student', 'student', 'assistant')):
+        options[f'connectors.{name}.inputs'] = [last[learner], last[target]]
+        options[f'connectors.{name}.pool'] = 2
+    model = distillation('tas', 'resnet', 'vit', options)
+    step(model.train(), *batch(model))
+
+
+@pytest.mark.parametrize(
+    ('options', 'sentence'),
+    [
+        ({'connectors.teacher_student.pool': 2}, 'have positions'),
+        ({'connectors.teacher_student.inputs': ['student.pooled']}, 'two features'),
+        ({'connectors.teacher_student.inputs': ['student.pooled', 'student.labels']}, 'number 2'),
+        ({'connectors.teacher_student.inputs': ['student.pooled', 'assistant.x']}, 'number 2'),
+    ],
+)
+def test_mistakes_in_pairs(options, sentence):
+    with pytest.raises(SetupError, match=sentence):
+        distillation('tas', 'resnet', 'vit', options)
+
+
+def test_projections_learn():
+    model = distillation('tas', 'resnet', 'vit')
+    step(model.train(), *batch(model))
+    projection = model.distiller.connectors['teacher_student'].projections[0]
+    assert projection.weight.grad.any()
+    assert F.linear(torch.randn(1, 64), projection.weight).shape == (1, 24)

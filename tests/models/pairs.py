@@ -1,0 +1,73 @@
+"""Distillations of any pair of the zoo under any method's config."""
+
+import copy
+
+import torch
+from helpers import REPO
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from mmpretrain.structures import DataSample
+from zoo import CLASSES, ZOO
+
+# One of every kind: CNN, attention with and without class token, windows, MLP; both libraries.
+FAMILIES = (
+    'resnet',
+    'mobilenet_v2',
+    'convnext',
+    'vit',
+    'deit_distilled',
+    'timm_swin',
+    'mlp_mixer',
+    'timm_resmlp',
+)
+
+
+def distillation(method, student, teacher, options=None, **keys):
+    """Build the distillation of two models of the zoo, each at its own image size."""
+    distiller = Config.fromfile(REPO / f'configs/_base_/methods/{method}.py')
+    distiller.merge_from_dict({f'distiller.{k}': v for k, v in (options or {}).items()})
+    model = MODELS.build(
+        dict(
+            type='mmkd_tas.CrossArchDistill',
+            architecture=copy.deepcopy(ZOO[student].cfg),
+            teacher=copy.deepcopy(ZOO[teacher].cfg),
+            distiller=distiller.distiller,
+            **{
+                'input_size': ZOO[student].size,
+                'teacher_input': dict(size=ZOO[teacher].size),
+                **keys,
+            },
+        )
+    )
+    model.student.init_weights()
+    for parameter in (*model.student.parameters(), *model.teacher.parameters()):
+        if parameter.ndim > 1 and not parameter.any():  # logits of 0, as from new mixers of timm
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def batch(model, images=4, soft=False):
+    """Random images and labels for a distillation."""
+    samples = []
+    for i in range(images):
+        sample = DataSample().set_gt_label(i % CLASSES)
+        if soft:
+            share = torch.zeros(CLASSES)
+            share[i % CLASSES], share[(i + 1) % CLASSES] = 0.7, 0.3
+            sample.set_gt_score(share)
+        samples.append(sample)
+    return torch.randn(images, 3, *model.student.stage_view.input_size), samples
+
+
+def total(losses):
+    """Return the sum of what mmengine takes for a loss."""
+    return sum(value for name, value in losses.items() if 'loss' in name)
+
+
+def step(model, *data):
+    """Take one step of SGD; return the losses."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = model(*data, mode='loss')
+    total(losses).backward()
+    optimizer.step()
+    return losses
