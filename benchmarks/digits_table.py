@@ -57,7 +57,10 @@ def train(task: tuple[Path, list[str]]) -> None:
     sys.argv = ['train.py', *arguments, '--work-dir', str(folder), '--resume', 'auto']
     with open(folder / 'console.log', 'a') as log:
         sys.stdout = sys.stderr = log
-        runpy.run_path(str(ROOT / 'tools/train.py'), run_name='__main__')
+        try:
+            runpy.run_path(str(ROOT / 'tools/train.py'), run_name='__main__')
+        except SystemExit as end:  # which would leave the pool waiting
+            raise RuntimeError(f'{folder}: {end}') from end
 
 
 def run(tasks: list[tuple[Path, list[str]]], workers: int, what: str) -> None:

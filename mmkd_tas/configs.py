@@ -99,7 +99,7 @@ def compose(dataset: str, pair: str, method: str) -> Config:
         bases.append(BASES / f'methods/{method}.py')
         joined = (
             "model = dict(type='mmkd_tas.CrossArchDistill', architecture=_base_.student, "
-            'teacher=_base_.teacher, distiller=_base_.distiller)'
+            'teacher=_base_.teacher, distiller=_base_.distiller, input_size=_base_.input_size)'
         )
     text = f'_base_ = {list(map(str, bases))}\n{joined}'
     config = Config.fromstring(text, '.py')

@@ -1,4 +1,5 @@
 # scikit-learn's handwritten digits: 1,000 training and 797 test images, no download
+input_size = 16
 data_preprocessor = dict(
     num_classes=10,
     # of the 0..255 pixels of the training images
@@ -8,7 +9,7 @@ data_preprocessor = dict(
 )
 
 train_pipeline = [
-    dict(type='RandomCrop', crop_size=16, padding=2),
+    dict(type='RandomCrop', crop_size=input_size, padding=2),
     dict(type='PackInputs'),
 ]
 test_pipeline = [dict(type='PackInputs')]
@@ -16,13 +17,17 @@ test_pipeline = [dict(type='PackInputs')]
 train_dataloader = dict(
     batch_size=50,
     num_workers=0,
-    dataset=dict(type='mmkd_tas.Digits', split='train', image_size=16, pipeline=train_pipeline),
+    dataset=dict(
+        type='mmkd_tas.Digits', split='train', image_size=input_size, pipeline=train_pipeline
+    ),
     sampler=dict(type='DefaultSampler', shuffle=True),
 )
 val_dataloader = dict(
     batch_size=200,
     num_workers=0,
-    dataset=dict(type='mmkd_tas.Digits', split='test', image_size=16, pipeline=test_pipeline),
+    dataset=dict(
+        type='mmkd_tas.Digits', split='test', image_size=input_size, pipeline=test_pipeline
+    ),
     sampler=dict(type='DefaultSampler', shuffle=False),
 )
 val_evaluator = dict(type='Accuracy', topk=(1,))
