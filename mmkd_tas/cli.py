@@ -97,6 +97,11 @@ def explain(error: Exception) -> str | None:
         return f"there are no images in the sub-folders of '{found[1]}': one folder per class"
     if found := re.search(r'Unknown model \((.*)\)', text):
         return f"timm has no model '{found[1]}'{suggest(found[1], timm.list_models())}"
+    if 'end should be larger than begin' in text:
+        return (
+            'param_scheduler: a part of the schedule would begin after the training has ended: '
+            'shorten the warm-up (begin=, end=) or raise train_cfg.max_epochs'
+        )
     if isinstance(error, TypeError):
         if found := re.search(
             r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# From nothing to a distilled student: environment, install, teacher, student alone,
-# distilled student, and a table and a plot that compare them. Called again, it goes on
-# where it was stopped, and trains nothing twice.
+# From nothing to a distilled student: environment, install, a CNN as the teacher, a ViT
+# alone, the ViT distilled with KD and with TAS, and a table and a plot that compare them.
+# Called again, it goes on where it was stopped, and trains nothing twice.
 #   bash tools/quickstart.sh
 # PYTHON chooses the interpreter (3.10 to 3.12).
 set -euo pipefail
@@ -11,14 +11,18 @@ python=.venv/bin/python
 $python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 
 train() {
-    echo "== $1"
-    $python tools/train.py "configs/$1.py" --resume auto
+    echo "== $*"
+    $python tools/train.py "$@" --resume auto
 }
-train digits/resnet18-w16_1xb50_digits
-train digits/vit-w64_1xb20_digits
-train kd/kd_resnet18-w16_vit-w64_1xb20_digits
+pair=resnet18-w16_vit-w64
+teacher=model.teacher_ckpt=work_dirs/resnet18-w16_digits
+train --dataset digits --pair $pair --method teacher
+train --dataset digits200 --pair $pair --method student
+train --dataset digits200 --pair $pair --method kd --cfg-options $teacher
+train --dataset digits200 --pair $pair --method tas --cfg-options $teacher
 
 $python tools/compare_runs.py --out work_dirs/quickstart.png \
-    teacher=work_dirs/resnet18-w16_1xb50_digits \
-    "student alone"=work_dirs/vit-w64_1xb20_digits \
-    "student, KD"=work_dirs/kd_resnet18-w16_vit-w64_1xb20_digits
+    teacher=work_dirs/resnet18-w16_digits \
+    "student alone"=work_dirs/vit-w64_digits200 \
+    "student, KD"=work_dirs/kd_${pair}_digits200 \
+    "student, TAS"=work_dirs/tas_${pair}_digits200

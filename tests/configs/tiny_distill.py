@@ -48,7 +48,7 @@ model = dict(
         type='ImageClassifier',
         backbone=dict(
             type='VisionTransformer',
-            arch=dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32),
+            arch=dict(embed_dims=16, num_layers=4, num_heads=2, feedforward_channels=32),
             img_size=16,
             patch_size=4,
             drop_rate=0.1,

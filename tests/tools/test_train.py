@@ -22,20 +22,21 @@ def same(a, b):
     return a == b
 
 
-def with_hooks(folder, teacher, *hooks):
-    """A config that adds hooks of the tests to the tiny one."""
+def with_hooks(folder, teacher, method, *hooks):
+    """A config that adds hooks of the tests, and a method, to the tiny one."""
     config = folder / 'config.py'
     config.write_text(
-        f"_base_ = '{TINY}'\n"
+        f"_base_ = ['{TINY}', '{REPO}/configs/_base_/methods/{method}.py']\n"
         "custom_imports = dict(imports=['helpers'])\n"
-        f"model = dict(teacher_ckpt='{teacher}')\n"
+        f"model = dict(teacher_ckpt='{teacher}', input_size=16,\n"
+        '    distiller=dict(_delete_=True, **_base_.distiller))\n'
         f'custom_hooks = [*_base_.custom_hooks, {", ".join(map(repr, hooks))}]\n'
     )
     return config
 
 
-@pytest.mark.parametrize('workers', [0, 2])
-def test_killed_and_resumed_equals_uninterrupted(tmp_path, tiny_teacher, workers):
+@pytest.mark.parametrize(('method', 'workers'), [('kd', 2), ('ofa', 0), ('tas', 0)])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, tiny_teacher, method, workers):
     options = ['--cfg-options', f'train_dataloader.num_workers={workers}', 'randomness.seed=3']
     orders = {}
     for name, kill in [('whole', []), ('killed', [dict(type='KillHook', epoch=2, step=3)])]:
@@ -43,7 +44,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, tiny_teacher, workers
         folder.mkdir()
         orders[name] = folder / 'order.txt'
         order = dict(type='OrderHook', file=str(orders[name]))
-        config = with_hooks(folder, tiny_teacher, order, *kill)
+        config = with_hooks(folder, tiny_teacher, method, order, *kill)
         process = train(config, *options, cwd=folder, ok=not kill)
         if kill:
             assert process.returncode == -signal.SIGKILL
@@ -52,7 +53,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, tiny_teacher, workers
             assert len(interrupted) == 5 + 3  # recorded before the kill
             orders[name].unlink()
             # without a seed in the config: it comes from the checkpoint
-            config = with_hooks(folder, tiny_teacher, order)
+            config = with_hooks(folder, tiny_teacher, method, order)
             train(config, '--resume', *options[:-1], 'randomness.seed=None', cwd=folder)
     whole = orders['whole'].read_text().splitlines()
     assert len({line.split(' ', 1)[1] for line in whole}) == 15  # no two steps alike

@@ -1,6 +1,7 @@
 """MMRazor's configurable distiller, with stages in place of module paths."""
 
 import inspect
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from ...errors import SetupError, suggest
 from ...registry import MODELS
 from ...stages import SOURCES, Stage, StageOutputsRecorder, view_of
 from ..connectors.base import StageConnector
+from ..losses import LogitAccuracy
 
 _SIDES = ('student', 'teacher')
 
@@ -85,6 +87,14 @@ class StageDistiller(ConfigurableDistiller):
         self._check_losses()
 
     # --- building -------------------------------------------------------------
+
+    def build_distill_losses(self, losses: dict[str, dict] | None = None) -> nn.ModuleDict:
+        """Build the losses; what is a statistic is no mistake for lacking ``loss`` in its name."""
+        with warnings.catch_warnings():
+            for name, cfg in (losses or {}).items():
+                if MODELS.get(cfg['type']) is LogitAccuracy:
+                    warnings.filterwarnings('ignore', f'Warning: If {name} is a loss')
+            return super().build_distill_losses(losses)
 
     def prepare_from_student(self, model: nn.Module) -> None:
         """Take note of the student."""

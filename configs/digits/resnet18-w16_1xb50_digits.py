@@ -1,7 +1,0 @@
-_base_ = [
-    '../_base_/default_runtime.py',
-    '../_base_/datasets/digits.py',
-    '../_base_/schedules/digits_cnn.py',
-    '../_base_/pairs/resnet18-w16_vit-w64.py',
-]
-model = _base_.teacher

@@ -1,0 +1,83 @@
+"""The configs of the repository, and the sums of their parts."""
+
+import itertools
+
+import pytest
+from helpers import REPO, TINY, ends_with, train
+from mmengine.config import Config
+from mmengine.registry import DATASETS, MODELS
+
+from mmkd_tas.configs import compose
+from mmkd_tas.errors import SetupError
+from mmkd_tas.models import CrossArchDistill
+
+TRAIN = REPO / 'tools/train.py'
+PARTS = {
+    kind: sorted(file.stem for file in (REPO / 'configs/_base_' / kind).glob('*.py'))
+    for kind in ('datasets', 'pairs', 'methods')
+}
+LEAVES = sorted(
+    file for file in (REPO / 'configs').glob('*/*.py') if not file.parts[-2].startswith('_')
+)
+
+
+@pytest.mark.parametrize('cell', itertools.product(*PARTS.values()), ids='-'.join)
+def test_every_cell_builds(cell):
+    config = compose(*cell)
+    assert isinstance(MODELS.build(config.model), CrossArchDistill)
+    DATASETS.build(config.train_dataloader.dataset)
+    assert config.filename == '{2}_{1}_{0}.py'.format(*cell)
+
+
+@pytest.mark.parametrize('leaf', LEAVES, ids=lambda file: file.stem)
+def test_a_leaf_is_the_sum_that_its_name_says(leaf):
+    config = Config.fromfile(leaf)
+    method, teacher, student, batch, dataset = leaf.stem.split('_')
+    assert leaf.parent.name == method
+    assert batch == f'1xb{config.train_dataloader.batch_size}'
+    assert config.model.pop('teacher_ckpt') == f'work_dirs/{teacher}_digits'
+    assert config.to_dict() == compose(dataset, f'{teacher}_{student}', method).to_dict()
+
+
+def test_either_of_the_two_alone():
+    pair = PARTS['pairs'][0]
+    for part, name in zip(('teacher', 'student'), pair.split('_'), strict=True):
+        config = compose('digits', pair, part)
+        assert config.model == config[part]
+        assert config.filename == f'{name}_digits.py'
+
+
+@pytest.mark.parametrize(
+    ('cell', 'sentence'),
+    [
+        (('digit', 'resnet18-w16_vit-w64', 'tas'), "--dataset: there is no 'digit'; choose from"),
+        (('digits', 'resnet18_vit', 'tas'), "--pair: there is no 'resnet18_vit'; choose from"),
+        (('digits', 'resnet18-w16_vit-w64', 'xyz'), '--method: .* kd, ofa, tas, teacher, student'),
+    ],
+)
+def test_unknown_parts(cell, sentence):
+    with pytest.raises(SetupError, match=sentence):
+        compose(*cell)
+
+
+def test_on_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cell = ['--dataset=digits200', '--pair=resnet18-w16_mixer-w64']
+    short = ['--cfg-options', 'train_cfg.max_epochs=11', 'train_dataloader.dataset.num_train=40']
+    train(*cell, '--method=teacher', *short, cwd=tmp_path)
+    assert (tmp_path / 'work_dirs/resnet18-w16_digits200/epoch_11.pth').is_file()
+    teacher = 'model.teacher_ckpt=work_dirs/resnet18-w16_digits200'  # its newest checkpoint
+    process = train(*cell, '--method=tas', *short, teacher, cwd=tmp_path)
+    folder = tmp_path / 'work_dirs/tas_resnet18-w16_mixer-w64_digits200'
+    assert 'weights are random' not in process.stdout + process.stderr
+    # What is dumped is the whole config.
+    dumped = Config.fromfile(folder / 'tas_resnet18-w16_mixer-w64_digits200.py')
+    assert dumped.model.distiller.connectors.assistant.type == 'mmkd_tas.HybridAssistant'
+    assert dumped.train_cfg.max_epochs == 11
+    too_short = ['--cfg-options', 'train_cfg.max_epochs=1']
+    assert 'shorten the warm-up' in ends_with(TRAIN, *cell, '--method=student', *too_short)
+    for wrong in ([TINY, *cell], cell, []):
+        assert 'either a config file' in ends_with(TRAIN, *wrong)
+    teacher = 'model.teacher_ckpt=work_dirs'
+    saying = ends_with(TRAIN, *cell, '--method=kd', *short, teacher)
+    assert "there is no whole checkpoint in 'work_dirs'" in saying
