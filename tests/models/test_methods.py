@@ -5,7 +5,7 @@ import torch
 from pairs import FAMILIES, batch, distillation, step, total
 from torch.nn.modules.batchnorm import _BatchNorm
 
-METHODS = ('kd', 'ofa', 'tas')
+METHODS = ('kd', 'ofa', 'tas', 'hcd', 'rsd')
 
 
 @pytest.mark.parametrize('teacher', FAMILIES)
@@ -133,3 +133,31 @@ def test_accuracies_are_logged_and_no_losses():
     for sample, label in zip(samples, logits, strict=True):
         sample.set_gt_label(label)
     assert model(images, samples, mode='loss')['distill.teacher_acc'] == 100
+
+
+MIXTURES = ('ofa-rsd', 'tas-rsd', 'tas-hcd')
+
+
+@pytest.mark.parametrize('method', MIXTURES)
+@pytest.mark.parametrize(('student', 'teacher'), [('resnet', 'vit'), ('vit', 'resnet')])
+def test_mixtures(method, student, teacher):
+    model = distillation(method, student, teacher).train()
+    losses = step(model, *batch(model))
+    assert all(value.isfinite() for value in losses.values())
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize('stock', ['mmrazor.DKDLoss', 'mmrazor.DISTLoss'])
+@pytest.mark.parametrize('method', ['tas', 'ofa', 'hcd', 'rsd'])
+def test_mixtures_with_losses_of_mmrazor(method, stock):
+    cfg = dict(type=stock)
+    mapping = dict(logits_S='student.logits', logits_T='teacher.logits')
+    if stock == 'mmrazor.DKDLoss':
+        mapping = dict(
+            preds_S='student.logits', preds_T='teacher.logits', gt_labels='student.labels'
+        )
+    options = {'distill_losses.loss_stock': cfg, 'loss_forward_mappings.loss_stock': mapping}
+    model = distillation(method, 'vit', 'resnet', options)
+    alone = model(*batch(model), mode='loss')['distill.loss_stock']
+    assert alone.isfinite()
+    assert alone.requires_grad

@@ -14,6 +14,7 @@ from ...registry import MODELS
 from ...stages import SOURCES, Stage, StageOutputsRecorder, view_of
 from ..connectors.base import StageConnector
 from ..losses import LogitAccuracy
+from .loss_schedule import LossSchedule
 
 _SIDES = ('student', 'teacher')
 
@@ -51,7 +52,10 @@ class StageDistiller(ConfigurableDistiller):
     Args:
         student_recorders, teacher_recorders, distill_deliveries, connectors,
             distill_losses, loss_forward_mappings: As in MMRazor, with the
-            references above.
+            references above. A loss may return several named terms.
+        loss_schedules: Factors of losses that change during training, by the name of
+            the loss: ``dict(loss_kd=dict(warmup=5, end=100, decay='cosine'))``, in
+            epochs; see :class:`LossSchedule`.
 
     Raises:
         SetupError: If something does not fit together.
@@ -65,6 +69,7 @@ class StageDistiller(ConfigurableDistiller):
         connectors: dict[str, dict | list[dict]] | None = None,
         distill_losses: dict[str, dict] | None = None,
         loss_forward_mappings: dict[str, dict] | None = None,
+        loss_schedules: dict[str, dict] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -78,6 +83,8 @@ class StageDistiller(ConfigurableDistiller):
         self._inputs: dict[str, tuple[str, ...]] = {}
         self._results: dict[Any, Any] = {}
         self.loss_forward_mappings = loss_forward_mappings or {}
+        schedules = (loss_schedules or {}).items()
+        self.loss_schedules = {name: LossSchedule(**cfg) for name, cfg in schedules}
         for name in self._connector_cfgs:
             if name in _SIDES or '.' in name or hasattr(self.connectors, name):
                 raise SetupError(
@@ -164,12 +171,12 @@ class StageDistiller(ConfigurableDistiller):
                 )
                 if named and parameter.default is parameter.empty and argument not in mapping:
                     raise SetupError(f'{key}: {type(loss).__name__} needs {argument!r} too')
-        if unknown := self.loss_forward_mappings.keys() - self.distill_losses.keys():
-            name = sorted(unknown)[0]
-            raise SetupError(
-                f'distiller.loss_forward_mappings.{name}: distill_losses has no such loss'
-                + suggest(name, self.distill_losses.keys())
-            )
+        for key in ('loss_forward_mappings', 'loss_schedules'):
+            for name in getattr(self, key).keys() - self.distill_losses.keys():
+                raise SetupError(
+                    f'distiller.{key}.{name}: distill_losses has no such loss'
+                    + suggest(name, self.distill_losses.keys())
+                )
 
     def _check_references(self) -> None:
         """Check that every reference leads to something, and record what it needs."""
@@ -234,13 +241,18 @@ class StageDistiller(ConfigurableDistiller):
 
     def compute_distill_losses(self) -> dict[str, Tensor]:
         """Return the distillation losses of the step, and drop its records."""
+        terms: dict[str, Tensor] = {}
         try:
-            return {
-                name: self.distill_losses[name](
-                    **{key: self._fetch(reference) for key, reference in mapping.items()}
-                )
-                for name, mapping in self.loss_forward_mappings.items()
-            }
+            for name, mapping in self.loss_forward_mappings.items():
+                arguments = {key: self._fetch(reference) for key, reference in mapping.items()}
+                loss = self.distill_losses[name](**arguments)
+                schedule = self.loss_schedules.get(name)
+                # Also when the factor is 0 there are gradients: DDP waits for all of them.
+                factor = 1 if schedule is None else schedule.factor()
+                named = loss if isinstance(loss, Mapping) else {'': loss}
+                for part, term in named.items():
+                    terms[f'{name}.{part}' if part else name] = term * factor
+            return terms
         finally:
             self._results.clear()
             for side in _SIDES:

@@ -104,9 +104,9 @@ def info_nce(queries: Tensor, keys: Tensor, scale: Tensor | float, offset: int =
 
 
 def _directions(vectors: Tensor) -> Tensor:
-    """Return the rows at length 1; a row of zeros has no direction, and no gradient."""
-    zero = vectors.norm(dim=1, keepdim=True) < 1e-6
-    return F.normalize(vectors.masked_fill(zero, 0))
+    """Return vectors (last dimension) at length 1; zeros have no direction, and no gradient."""
+    zero = vectors.norm(dim=-1, keepdim=True) < 1e-6
+    return F.normalize(vectors.masked_fill(zero, 0), dim=-1)
 
 
 def mean_over_processes(per_row: Tensor) -> Tensor:
@@ -119,3 +119,61 @@ def mean_over_processes(per_row: Tensor) -> Tensor:
         return per_row.mean()
     counts = all_gather(torch.tensor(per_row.numel(), device=per_row.device))
     return per_row.sum() * (len(counts) / sum(int(count) for count in counts))
+
+
+@in_full_precision
+def kl_divergence(preds_S: Tensor, preds_T: Tensor, tau: float = 1.0) -> Tensor:
+    r"""Return :math:`\tau^2 \mathrm{KL}(p^t \| p^s)` over the last dimension, in nats.
+
+    Args:
+        preds_S, preds_T: Logits of student and teacher, ``(..., C)``, of shapes that broadcast.
+        tau: Temperature of both softmaxes.
+    """
+    log_student = F.log_softmax(preds_S / tau, dim=-1)
+    log_teacher = F.log_softmax(preds_T / tau, dim=-1)
+    return tau**2 * (log_teacher.exp() * (log_teacher - log_student)).sum(-1)
+
+
+@in_full_precision
+def orthogonality(sub_logits: Tensor, labels: Tensor, theta: float = 0.5) -> Tensor:
+    r"""Return how alike the sub-logits of an image are beside its class, ``(...)``.
+
+    .. math:: \frac{1}{K (K - 1)} \sum_{i \ne j} \max(0, \cos(z'_i, z'_j) - \theta)^2
+
+    where z' is z with a zero at the true class; 0 for K = 1. Source: Xu et al.,
+    "Heterogeneous Complementary Distillation", AAAI 2026 (the orthogonality loss).
+
+    Args:
+        sub_logits: ``(..., N, K, C)``.
+        labels: Class indices ``(N,)``, or shares ``(N, C)`` of which the largest counts.
+        theta: The cosine from which on they are too alike.
+    """
+    parts, classes = sub_logits.shape[-2:]
+    true_class = F.one_hot(class_indices(labels), classes).bool()
+    others = _directions(sub_logits.masked_fill(true_class[:, None], 0))
+    excess = F.relu(others @ others.mT - theta) ** 2
+    pairs = ~torch.eye(parts, dtype=torch.bool, device=excess.device)
+    return (excess * pairs).sum((-1, -2)) / max(1, parts * (parts - 1))
+
+
+@in_full_precision
+def rsd_loss(preds_S: Tensor, preds_T: Tensor, kappa: float = 0.01) -> Tensor:
+    r"""Return the loss of redundancy suppression, a scalar.
+
+    .. math:: \sum_i (P_{ii} - 1)^2 + \kappa \sum_{i \ne j} P_{ij}^2, \quad
+        P = \hat z_t^\top \hat z_s / N
+
+    with each dimension at mean 0 and deviation 1 over the batch. Source: "Cross-Architecture
+    Distillation Made Simple with Redundancy Suppression", ICCV 2025.
+
+    Args:
+        preds_S, preds_T: Features or logits, ``(N, D)``.
+        kappa: Weight of the correlations between different dimensions.
+    """
+    student, teacher = (
+        (z - z.mean(0)) / (z.var(0, correction=0) + 1e-10).sqrt() for z in (preds_S, preds_T)
+    )
+    correlation = teacher.t() @ student / len(student)
+    squares = (correlation - torch.eye(len(correlation), device=correlation.device)) ** 2
+    diagonal = squares.diagonal().sum()
+    return diagonal + kappa * (squares.sum() - diagonal)

@@ -256,3 +256,46 @@ def test_projections_learn():
     projection = model.distiller.connectors['teacher_student'].projections[0]
     assert projection.weight.grad.any()
     assert F.linear(torch.randn(1, 64), projection.weight).shape == (1, 24)
+
+
+# --- ComplementaryFeatureMapper and Decoupler -------------------------------------------
+
+
+@pytest.mark.parametrize('name', ['resnet', 'vit'])
+def test_sub_logits_are_those_of_a_loop(name):
+    student, teacher = view_of(name), view_of('mlp_mixer')
+    stages = [*student.stages, teacher.source('pooled')]
+    mapper = connector('ComplementaryFeatureMapper', student, teacher, stages, num_sub_logits=3)
+    mapper.eval()
+    features = [torch.randn(2, *stage.shape) for stage in stages]
+    sub_logits = mapper(*features)
+    assert sub_logits.shape == (4, 2, 3, 5)
+    for k, (pool, feature) in enumerate(zip(mapper.pools, features[:-1], strict=True)):
+        joined = torch.cat([pool(feature), features[-1]], dim=1)
+        hidden = F.relu(joined @ mapper.inner.weight[k] + mapper.inner.bias[k])
+        expected = hidden @ mapper.outer.weight[k] + mapper.outer.bias[k]
+        torch.testing.assert_close(sub_logits[k], expected.view(2, 3, 5))
+
+
+def test_the_stages_of_the_mapper_are_the_configs():
+    inputs = ['student.stage4', 'teacher.pooled']
+    model = distillation('hcd', 'resnet', 'vit', {'connectors.mapper.inputs': inputs})
+    assert len(model.distiller.connectors['mapper'].pools) == 1
+    step(model.train(), *batch(model))
+
+
+def test_decoupler():
+    student, teacher = view_of('resnet'), view_of('vit')
+    stages = student.source('pooled'), teacher.source('pooled')
+    decoupler = connector('Decoupler', student, teacher, stages, expansion=2)
+    assert [m.out_features for m in decoupler.modules() if isinstance(m, nn.Linear)] == [128, 24]
+    assert decoupler(torch.randn(3, 64), torch.randn(3, 24)).shape == (3, 24)
+    with pytest.raises(SetupError, match=r'student\.pooled'):
+        connector('Decoupler', student, teacher, [student.stage(4), stages[1]])
+
+
+def test_redundancy_suppression_of_logits_needs_no_decoupler():
+    mapping = dict(preds_S='student.logits', preds_T='teacher.logits')
+    model = distillation('rsd', 'resnet', 'vit', {'loss_forward_mappings.loss_rsd': mapping})
+    losses = model(*batch(model), mode='loss')
+    assert losses['distill.loss_rsd'].isfinite()

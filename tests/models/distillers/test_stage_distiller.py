@@ -30,9 +30,9 @@ class BothStages(StageConnector):
 
     inputs = ('student.stage3', 'teacher.stage3')
 
-    def __init__(self, student, teacher, width=4):
-        super().__init__(student, teacher)
-        self.stages = student.stage(3), teacher.stage(3)
+    def __init__(self, student, teacher, stages, width=4):
+        super().__init__(student, teacher, stages)
+        self.stages = stages
         self.projections = nn.ModuleList(nn.Linear(s.channels, width) for s in self.stages)
         self.tail = teacher.tail(3)
         self.calls = 0
