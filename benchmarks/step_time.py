@@ -1,0 +1,233 @@
+"""Time a step of each method against its floor: python benchmarks/step_time.py
+
+The floor is a plain step of the student plus a forward of the teacher without gradients.
+The variants run in turn, round after round, in one process; told are the medians. Memory
+is what a step keeps for its backward pass (without weights), and on a GPU the peak.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmpretrain.structures import DataSample
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmkd_tas.models import HCDLoss, StageConnector
+from mmkd_tas.models.connectors.blocks import pool_of
+from mmkd_tas.models.losses.functional import kl_divergence, orthogonality
+from mmkd_tas.models.utils import count_parameters
+
+METHODS = Path(__file__).parents[1] / 'configs/_base_/methods'
+CLASSES = 100
+
+
+class LoopMapper(StageConnector):
+    """The mapper of HCD by a loop over stages and sub-logits, to compare with."""
+
+    inputs = (*(f'student.stage{k}' for k in range(1, 5)), 'teacher.pooled')
+
+    def __init__(self, student, teacher, stages, num_sub_logits=4):
+        super().__init__(student, teacher, stages)
+        hidden = max(student.width, teacher.width)
+        self.pools = nn.ModuleList(pool_of(stage, student, teacher) for stage in stages[:-1])
+        width = self.pools[0].width + teacher.width
+        self.inner = nn.ModuleList(nn.Linear(width, hidden) for _ in self.pools)
+        self.outer = nn.ModuleList(
+            nn.ModuleList(nn.Linear(hidden, CLASSES) for _ in range(num_sub_logits))
+            for _ in self.pools
+        )
+
+    def forward_train(self, *features: Tensor) -> list[list[Tensor]]:
+        """Return the sub-logits in lists."""
+        *own, last = features
+        hidden = [
+            inner(torch.cat([pool(feature), last], dim=1)).relu()
+            for pool, inner, feature in zip(self.pools, self.inner, own, strict=True)
+        ]
+        return [[f(h) for f in outer] for outer, h in zip(self.outer, hidden, strict=True)]
+
+
+class LoopHCDLoss(HCDLoss):
+    """The loss of HCD by the same loops."""
+
+    def forward(self, sub_logits, preds_S, preds_T, labels):  # noqa: N803
+        """Return the four terms."""
+        teacher = preds_T.detach()
+        terms = dict(
+            ce=0.0, kd=kl_divergence(preds_S, teacher, tau=self.tau).mean(), sdd=0.0, ol=0.0
+        )
+        for parts in sub_logits:
+            rectified = [self.lambda_s * part + self.lambda_t * teacher for part in parts]
+            for part in rectified:
+                ce = F.cross_entropy(part, labels, label_smoothing=self.label_smoothing)
+                terms['ce'] += ce / len(parts)
+                sdd = kl_divergence(preds_S, part, tau=self.tau).mean()
+                terms['sdd'] += sdd / len(parts)
+            for i, first in enumerate(rectified):
+                for second in rectified[i + 1 :]:
+                    pair = torch.stack([first, second], dim=1)
+                    alike = orthogonality(pair, labels, theta=self.theta).mean()
+                    terms['ol'] += 2 * alike / (len(parts) * (len(parts) - 1))
+        return {name: self.weights[name] * term for name, term in terms.items()}
+
+
+MODELS.register_module(module=LoopMapper)
+MODELS.register_module(module=LoopHCDLoss)
+
+
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--teacher', default='swin_tiny_patch4_window7_224', help="timm's name")
+    parser.add_argument('--student', default='resnet18', help="timm's name")
+    parser.add_argument(
+        '--methods', nargs='+', default=['kd', 'ofa', 'hcd', 'hcd-loop', 'rsd', 'tas']
+    )
+    parser.add_argument('--input', type=int, default=224, help='side of the images, pixels')
+    parser.add_argument('--batch', type=int, default=16)
+    parser.add_argument('--rounds', type=int, default=20)
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    return parser.parse_args()
+
+
+def build(method: str, args: argparse.Namespace) -> nn.Module:
+    """Build a distillation."""
+    distiller = Config.fromfile(METHODS / f'{method.removesuffix("-loop")}.py').distiller
+    if method == 'hcd-loop':
+        distiller.connectors.mapper.type = 'LoopMapper'
+        distiller.distill_losses.loss_hcd.type = 'LoopHCDLoss'
+    student, teacher = (
+        dict(type='TimmClassifier', model_name=name, num_classes=CLASSES)
+        for name in (args.student, args.teacher)
+    )
+    student['loss'] = dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original')
+    model = MODELS.build(
+        dict(
+            type='mmkd_tas.CrossArchDistill',
+            architecture=student,
+            teacher=teacher,
+            input_size=args.input,
+            distiller=distiller,
+        )
+    )
+    return model.train().to(args.device)
+
+
+def step_of(model: nn.Module, forward: Callable[[], Tensor]) -> Callable[[], None]:
+    """Return a whole step: forward, backward, update."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        forward().backward()
+        optimizer.step()
+
+    return step
+
+
+def variants(args: argparse.Namespace) -> dict[str, tuple[nn.Module, Callable[[], Tensor]]]:
+    """Return what is compared: a model, and its forward up to the loss."""
+    images = torch.randn(args.batch, 3, args.input, args.input, device=args.device)
+    labels = torch.arange(args.batch) % CLASSES
+    samples = [DataSample().set_gt_label(label).to(args.device) for label in labels]
+
+    def total(losses: dict[str, Tensor]) -> Tensor:
+        return sum(value for name, value in losses.items() if 'loss' in name)
+
+    models = {method: build(method, args) for method in args.methods}
+    base = next(iter(models.values()))
+
+    def floor() -> Tensor:
+        with torch.no_grad():
+            base.teacher(images)
+        return total(base.student(images, samples, mode='loss'))
+
+    compared = {'floor': (base.student, floor)}
+    for method, model in models.items():
+        compared[method] = (
+            model,
+            lambda model=model: total(model(images, samples, mode='loss')),
+        )
+    if 'tas' in models:
+        assistant = models['tas'].distiller.connectors['assistant']
+        shape = models['tas'].student.stage_view.stage(3).shape
+        if assistant.inputs[0].startswith('teacher'):
+            shape = models['tas'].teacher.stage_view.stage(3).shape
+        feature = torch.randn(args.batch, *shape, device=args.device, requires_grad=True)
+        compared['assistant alone'] = (assistant, lambda: assistant(feature).logits.sum())
+    return compared
+
+
+def kept_for_backward(model: nn.Module, forward: Callable[[], Tensor]) -> float:
+    """Return what a forward keeps for the backward pass, MB, weights not counted."""
+    own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = forward()
+        size = sum(kept.values()) / 2**20
+    loss.backward()
+    return size
+
+
+def main() -> None:
+    """Compare the variants, and print the table."""
+    args = parse_args()
+    init_default_scope('mmpretrain')
+    compared = variants(args)
+    cuda = args.device.startswith('cuda')
+    synchronise = torch.cuda.synchronize if cuda else lambda: None
+    memory = {name: kept_for_backward(*pair) for name, pair in compared.items()}
+    steps = {name: step_of(*pair) for name, pair in compared.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(2):  # to warm up
+        for step in steps.values():
+            step()
+    for _ in track(range(args.rounds), 'rounds'):
+        for name, step in steps.items():
+            synchronise()
+            start = time.perf_counter()
+            step()
+            synchronise()
+            seconds[name].append(time.perf_counter() - start)
+    table = Table('variant', 'ms', 'middle half', 'of the floor', 'kept, MB', 'extra parameters')
+    floor = seconds['floor']
+    student = count_parameters(compared['floor'][0])
+    for name, times in seconds.items():
+        low, median, high = statistics.quantiles(times, n=4)
+        # Round by round, so that what slows the machine down slows both.
+        ratio = statistics.median(t / f for t, f in zip(times, floor, strict=True))
+        extra = count_parameters(getattr(compared[name][0], 'distiller', nn.Module()))
+        table.add_row(
+            name,
+            f'{1e3 * median:.1f}',
+            f'{1e3 * low:.1f} to {1e3 * high:.1f}',
+            f'{ratio:.3f}',
+            f'{memory[name]:.0f}',
+            f'{extra:,} ({extra / student:.0%})',
+        )
+    where = torch.cuda.get_device_name() if cuda else f'CPU, {torch.get_num_threads()} threads'
+    print(
+        f'{args.teacher} -> {args.student}, batch {args.batch} of {args.input} px, '
+        f'{args.rounds} rounds, torch {torch.__version__}, {where}'
+    )
+    Console(width=110).print(table)
+
+
+if __name__ == '__main__':
+    main()
