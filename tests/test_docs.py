@@ -1,0 +1,81 @@
+"""What the documents show works as it stands there."""
+
+import re
+
+import pytest
+import torch
+from helpers import REPO
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from mmpretrain.structures import DataSample
+from pairs import batch, distillation
+
+from mmkd_tas.models import CrossArchDistill
+
+TABLE = REPO / 'README.md', REPO / 'docs/methods.md', REPO / 'docs/stages.md'
+
+
+def blocks(file, language):
+    return re.findall(rf'```{language}\n(.*?)```', (REPO / file).read_text(), re.DOTALL)
+
+
+def test_adding_a_teacher_to_a_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    student = dict(type='TimmClassifier', model_name='resnet18', num_classes=100)
+    (tmp_path / 'my_config.py').write_text(f'model = dict({student})\n')
+    (snippet,) = blocks('README.md', 'python')
+    assert len(snippet.splitlines()) <= 12
+    (tmp_path / 'config.py').write_text(snippet.replace('/path/to/mmkd_tas', str(REPO)))
+    config = Config.fromfile(tmp_path / 'config.py')
+    teacher = MODELS.build(config.model.teacher)
+    torch.save(teacher.state_dict(), tmp_path / config.model.teacher_ckpt)
+    model = MODELS.build(config.model)
+    assert isinstance(model, CrossArchDistill)
+    samples = [DataSample().set_gt_label(i) for i in range(2)]
+    losses = model(torch.randn(2, 3, 32, 32), samples, mode='loss')
+    assert losses['distill.loss_ta_features'].isfinite()
+
+
+def test_a_connector_of_your_own():
+    _, _, snippet = blocks('docs/stages.md', 'python')
+    exec(snippet, {'torch': torch})
+    options = {
+        'connectors': dict(mean=dict(type='MeanToken')),
+        'distill_losses.loss_mean': dict(type='mmrazor.L2Loss'),
+        'loss_forward_mappings.loss_mean': dict(s_feature='mean', t_feature='teacher.pooled'),
+    }
+    model = distillation('kd', 'resnet', 'mlp_mixer', options)
+    assert model(*batch(model), mode='loss')['distill.loss_mean'].isfinite()
+
+
+def test_stages_as_references():
+    snippet = blocks('docs/stages.md', 'python')[0]
+    space = {}
+    exec(snippet, space)
+    model = distillation('kd', 'resnet', 'resnet', {})
+    distiller = space['distiller']
+    model = MODELS.build(
+        dict(
+            type='mmkd_tas.CrossArchDistill',
+            architecture=model.student,
+            teacher=model.teacher,
+            input_size=64,
+            distiller=distiller,
+        )
+    )
+    assert model(*batch(model), mode='loss')['distill.loss_l2'].isfinite()
+
+
+@pytest.mark.parametrize('file', TABLE, ids=lambda file: file.name)
+def test_links_lead_somewhere(file):
+    for target in re.findall(r'\]\((?!http)([^)#]+)', file.read_text()):
+        assert (file.parent / target).exists(), target
+
+
+def test_options_of_the_methods_exist():
+    """Every option that docs/methods.md lists can be set."""
+    text = (REPO / 'docs/methods.md').read_text()
+    for option in ('connectors.exits.num_heads', 'connectors.assistant.split'):
+        assert option in text
+    for method in re.findall(r'`([\w-]+)\.py`', text):
+        assert (REPO / f'configs/_base_/methods/{method}.py').is_file()
