@@ -19,13 +19,19 @@ from mmengine.registry import Registry
 from . import configs
 from .errors import SetupError, suggest
 
+HELP = {
+    'dataset': 'a file of configs/_base_/datasets',
+    'pair': 'TEACHER_STUDENT, two files of configs/_base_/models',
+    'method': 'a file of configs/_base_/methods; `teacher` or `student`: one of the two alone',
+}
+
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what tells the config, and the options that training and testing share."""
     parser.add_argument('config', nargs='?', help='config file')
     composed = parser.add_argument_group('in place of a config file')
     for kind in ('dataset', 'pair', 'method'):
-        composed.add_argument(f'--{kind}', help=f'one of configs/_base_/{kind}s')
+        composed.add_argument(f'--{kind}', help=HELP[kind])
     parser.add_argument('--work-dir', help='where logs and checkpoints go')
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     parser.add_argument(
@@ -69,6 +75,7 @@ def student_config(config: Config) -> Config:
     if 'architecture' in config.model:
         preprocessor = config.model.get('data_preprocessor') or config.get('data_preprocessor')
         config.model = config.model.architecture
+        configs.set_num_classes(config.model, (preprocessor or {}).get('num_classes'))
         if preprocessor and 'cfg_path' not in config.model:
             config.model.setdefault('data_preprocessor', preprocessor)
     return config

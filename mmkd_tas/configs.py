@@ -69,47 +69,75 @@ def merge_options(config: Config, options: dict[str, Any]) -> None:
 
 
 def compose(dataset: str, pair: str, method: str) -> Config:
-    """Return the sum of the base configs of a dataset, a pair and a method.
+    """Return the sum of the base configs of a dataset, two models and a method.
 
     Args:
         dataset: A file of ``configs/_base_/datasets``; its schedules are
             ``configs/_base_/schedules/DATASET_FAMILY.py``.
-        pair: A file of ``configs/_base_/pairs``, ``TEACHER_STUDENT``.
+        pair: ``TEACHER_STUDENT``, two files of ``configs/_base_/models/FAMILY``.
         method: A file of ``configs/_base_/methods``; ``'teacher'`` or ``'student'`` for
             the training of one of the two alone.
 
     Raises:
-        SetupError: If one of them does not exist.
+        SetupError: If one of them does not exist, or the dataset has no schedule for the
+            family of the model that is trained.
     """
-    choices = {
-        'dataset': (dataset, _bases('datasets')),
-        'pair': (pair, _bases('pairs')),
-        'method': (method, [*_bases('methods'), *ALONE]),
-    }
-    for kind, (name, known) in choices.items():
+    models = {file.stem: file for file in sorted((BASES / 'models').glob('*/*.py'))}
+    teacher, _, student = pair.partition('_')
+    for option, name, known in (
+        ('--dataset', dataset, _bases('datasets')),
+        ('--pair', teacher, models),
+        ('--pair', student, models),
+        ('--method', method, [*_bases('methods'), *ALONE]),
+    ):
         if name not in known:
-            raise SetupError(f"--{kind}: there is no '{name}'; choose from {', '.join(known)}")
-    part = method if method in ALONE else 'student'
-    family = Config.fromfile(BASES / f'pairs/{pair}.py').families[part]
-    names = [f'datasets/{dataset}', f'schedules/{dataset}_{family}', f'pairs/{pair}']
-    bases = [BASES / f'{name}.py' for name in ['default_runtime', *names]]
+            form = 'TEACHER_STUDENT, each ' if option == '--pair' else ''
+            raise SetupError(
+                f"{option}: there is no '{name}'; give {form}one of {', '.join(known)}"
+            )
+    trained = models[teacher if method == 'teacher' else student]
+    schedule = BASES / f'schedules/{dataset}_{trained.parent.name}.py'
+    if not schedule.is_file():
+        raise SetupError(
+            f"--dataset: '{dataset}' has no schedule '{schedule.name}' for {trained.stem}"
+        )
+    bases = [BASES / 'default_runtime.py', BASES / f'datasets/{dataset}.py', schedule]
     if method in ALONE:
-        joined = f'model = _base_.{method}'
+        bases.append(trained)
+        name, joined = trained.stem, f'model = _base_.{_variable(trained.stem)}'
     else:
+        bases += dict.fromkeys([models[teacher], models[student]])
         bases.append(BASES / f'methods/{method}.py')
+        name = f'{method}_{pair}'
         joined = (
-            "model = dict(type='mmkd_tas.CrossArchDistill', architecture=_base_.student, "
-            'teacher=_base_.teacher, distiller=_base_.distiller, input_size=_base_.input_size)'
+            "model = dict(type='mmkd_tas.CrossArchDistill', "
+            f'architecture=_base_.{_variable(student)}, teacher=_base_.{_variable(teacher)}, '
+            'distiller=_base_.distiller, input_size=_base_.input_size)'
         )
     text = f'_base_ = {list(map(str, bases))}\n{joined}'
-    config = Config.fromstring(text, '.py')
-    teacher, student = pair.split('_')
-    name = {'teacher': teacher, 'student': student}.get(method, f'{method}_{pair}')
-    return Config(config.to_dict(), cfg_text=text, filename=f'{name}_{dataset}.py')
+    config = Config.fromstring(text, '.py').to_dict()
+    if method in ALONE:
+        set_num_classes(config['model'], config['data_preprocessor']['num_classes'])
+    return Config(config, cfg_text=text, filename=f'{name}_{dataset}.py')
+
+
+def set_num_classes(model: dict, count: int | None) -> None:
+    """Tell a classifier's config its number of classes, where it does not say it itself."""
+    if count is None or 'cfg_path' in model:
+        return
+    if model.get('type', '').endswith('TimmClassifier'):
+        model.setdefault('num_classes', count)
+    elif isinstance(model.get('head'), dict):
+        model['head'].setdefault('num_classes', count)
 
 
 def _bases(kind: str) -> list[str]:
     return sorted(file.stem for file in (BASES / kind).glob('*.py'))
+
+
+def _variable(name: str) -> str:
+    """Return what the file of a model calls it."""
+    return name.replace('-', '_')
 
 
 def _check_option(config: Config, option: str) -> None:

@@ -2,13 +2,14 @@ _base_ = [
     '../_base_/default_runtime.py',
     '../_base_/datasets/digits200.py',
     '../_base_/schedules/digits200_token.py',
-    '../_base_/pairs/resnet18-w16_mixer-w64.py',
+    '../_base_/models/cnn/resnet18-w16.py',
+    '../_base_/models/token/mixer-w64.py',
     '../_base_/methods/tas.py',
 ]
 model = dict(
     type='mmkd_tas.CrossArchDistill',
-    architecture=_base_.student,
-    teacher=_base_.teacher,
+    architecture=_base_.mixer_w64,
+    teacher=_base_.resnet18_w16,
     teacher_ckpt='work_dirs/resnet18-w16_digits',
     distiller=_base_.distiller,
     input_size=_base_.input_size,

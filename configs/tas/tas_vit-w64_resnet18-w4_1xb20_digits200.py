@@ -2,13 +2,14 @@ _base_ = [
     '../_base_/default_runtime.py',
     '../_base_/datasets/digits200.py',
     '../_base_/schedules/digits200_cnn.py',
-    '../_base_/pairs/vit-w64_resnet18-w4.py',
+    '../_base_/models/token/vit-w64.py',
+    '../_base_/models/cnn/resnet18-w4.py',
     '../_base_/methods/tas.py',
 ]
 model = dict(
     type='mmkd_tas.CrossArchDistill',
-    architecture=_base_.student,
-    teacher=_base_.teacher,
+    architecture=_base_.resnet18_w4,
+    teacher=_base_.vit_w64,
     teacher_ckpt='work_dirs/vit-w64_digits',
     distiller=_base_.distiller,
     input_size=_base_.input_size,

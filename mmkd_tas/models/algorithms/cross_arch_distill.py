@@ -17,6 +17,7 @@ from mmrazor.models.utils import add_prefix
 from torch import Tensor, nn
 
 from ...checkpoint import load_weights
+from ...configs import set_num_classes
 from ...errors import SetupError
 from ...registry import MODELS
 from ...stages import describe
@@ -40,7 +41,8 @@ class CrossArchDistill(SingleTeacherDistill):
       DDP hold the student and the distiller's own modules only.
 
     Args:
-        architecture: The student, a classifier or its config.
+        architecture: The student, a classifier or its config. Where the config does not
+            say its number of classes, it is that of ``data_preprocessor``.
         teacher: The teacher, likewise.
         distiller: Config of the distiller.
         teacher_ckpt: Checkpoint of the teacher: a file of mmengine, timm, a bare
@@ -89,6 +91,9 @@ class CrossArchDistill(SingleTeacherDistill):
             data_preprocessor = {'type': 'mmpretrain.ClsDataPreprocessor', **data_preprocessor}
             if augments := _batch_augments(architecture):
                 data_preprocessor.setdefault('batch_augments', augments)
+            for model in (architecture, teacher):
+                if isinstance(model, dict):
+                    set_num_classes(model, data_preprocessor.get('num_classes'))
         random_teacher = isinstance(teacher, dict) and not (teacher_ckpt or _pretrained(teacher))
         architecture, teacher = (
             MODELS.build(model) if isinstance(model, dict) else model
