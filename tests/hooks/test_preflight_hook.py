@@ -125,8 +125,8 @@ def test_class_counts_are_checked_without_a_teacher(tmp_path):
 
 def test_resuming_another_model_is_refused(tmp_path):
     runner(tmp_path).train()
-    run = runner(tmp_path, **{'resume': True, 'model.architecture.backbone.arch.num_layers': 3})
-    with pytest.raises(SetupError, match='missing: architecture.backbone.layers.2'):
+    run = runner(tmp_path, **{'resume': True, 'model.architecture.backbone.arch.num_layers': 5})
+    with pytest.raises(SetupError, match='missing: architecture.backbone.layers.4'):
         run.train()
 
 

@@ -123,9 +123,9 @@ def test_bad_input(finished, tmp_path, monkeypatch):
     other = tmp_path / 'other.py'
     other.write_text(
         f"_base_ = '{TINY}'\n"
-        'model = dict(architecture=dict(backbone=dict(arch=dict(num_layers=3))))\n'
+        'model = dict(architecture=dict(backbone=dict(arch=dict(num_layers=5))))\n'
     )
-    assert 'missing: backbone.layers.2' in ends_with(export, other, checkpoint, 'out.pth')
+    assert 'missing: backbone.layers.4' in ends_with(export, other, checkpoint, 'out.pth')
     assert not (tmp_path / 'out.pth').exists()
     assert 'no record of a training' in ends_with(TOOLS / 'compare_runs.py', tmp_path)
 
