@@ -72,14 +72,14 @@ def compose(dataset: str, pair: str, method: str) -> Config:
     """Return the sum of the base configs of a dataset, two models and a method.
 
     Args:
-        dataset: A file of ``configs/_base_/datasets``; its schedules are
-            ``configs/_base_/schedules/DATASET_FAMILY.py``.
+        dataset: A file of ``configs/_base_/datasets``; how a model is trained on it is said
+            by ``configs/_base_/recipes/DATASET_FAMILY.py``.
         pair: ``TEACHER_STUDENT``, two files of ``configs/_base_/models/FAMILY``.
         method: A file of ``configs/_base_/methods``; ``'teacher'`` or ``'student'`` for
             the training of one of the two alone.
 
     Raises:
-        SetupError: If one of them does not exist, or the dataset has no schedule for the
+        SetupError: If one of them does not exist, or the dataset has no recipe for the
             family of the model that is trained.
     """
     models = {file.stem: file for file in sorted((BASES / 'models').glob('*/*.py'))}
@@ -96,12 +96,10 @@ def compose(dataset: str, pair: str, method: str) -> Config:
                 f"{option}: there is no '{name}'; give {form}one of {', '.join(known)}"
             )
     trained = models[teacher if method == 'teacher' else student]
-    schedule = BASES / f'schedules/{dataset}_{trained.parent.name}.py'
-    if not schedule.is_file():
-        raise SetupError(
-            f"--dataset: '{dataset}' has no schedule '{schedule.name}' for {trained.stem}"
-        )
-    bases = [BASES / 'default_runtime.py', BASES / f'datasets/{dataset}.py', schedule]
+    recipe = BASES / f'recipes/{dataset}_{trained.parent.name}.py'
+    if not recipe.is_file():
+        raise SetupError(f"--dataset: there is no recipe '{recipe}' to train {trained.stem} with")
+    bases = [recipe]
     if method in ALONE:
         bases.append(trained)
         name, joined = trained.stem, f'model = _base_.{_variable(trained.stem)}'

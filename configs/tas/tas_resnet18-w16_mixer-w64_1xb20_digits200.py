@@ -1,7 +1,5 @@
 _base_ = [
-    '../_base_/default_runtime.py',
-    '../_base_/datasets/digits200.py',
-    '../_base_/schedules/digits200_token.py',
+    '../_base_/recipes/digits200_token.py',
     '../_base_/models/cnn/resnet18-w16.py',
     '../_base_/models/token/mixer-w64.py',
     '../_base_/methods/tas.py',

@@ -34,6 +34,9 @@ def test_exits_of_maps():
         assert isinstance(branch[0], ConvPool)
         assert conv_strides(branch).count(2) == 4 - number
         assert branch[0].width == max(student.width, teacher.width) == branch[1].in_features
+    wider = view_of('mobilenet_v2')
+    exits_of_wider = connector('ExitBranch', student, wider, student.stages)
+    assert {branch[0].width for branch in exits_of_wider.branches} == {wider.width}
     features = [torch.randn(3, *stage.shape) for stage in student.stages]
     logits = exits(*features)
     assert [z.shape for z in logits] == [(3, 5)] * 4
@@ -80,8 +83,11 @@ def test_initial_weights():
     torch.manual_seed(0)
     exits = connector('ExitBranch', student, teacher, student.stages)
     exits.init_weights()
-    weights = torch.cat([m.weight.flatten() for m in exits.modules() if isinstance(m, nn.Linear)])
-    assert weights.std().item() == pytest.approx(0.02, rel=0.1)
+    assistant = connector('HybridAssistant', student, teacher)
+    assistant.init_weights()
+    for new in (exits, assistant):
+        weights = [m.weight.flatten() for m in new.modules() if isinstance(m, nn.Linear)]
+        assert torch.cat(weights).std().item() == pytest.approx(0.02, rel=0.1)
 
 
 def test_some_exits_only():

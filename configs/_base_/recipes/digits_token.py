@@ -1,3 +1,4 @@
+_base_ = ['../default_runtime.py', '../datasets/digits.py']
 optim_wrapper = dict(optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, end=5, by_epoch=True, convert_to_iter_based=True),

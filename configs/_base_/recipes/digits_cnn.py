@@ -1,3 +1,4 @@
+_base_ = ['../default_runtime.py', '../datasets/digits.py']
 optim_wrapper = dict(
     optimizer=dict(type='SGD', lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
 )

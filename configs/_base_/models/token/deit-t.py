@@ -1,0 +1,10 @@
+# DeiT-T, without distillation token
+deit_t = dict(
+    type='ImageClassifier',
+    backbone=dict(type='VisionTransformer', arch='deit-tiny', img_size=224, patch_size=16),
+    head=dict(
+        type='VisionTransformerClsHead',
+        in_channels=192,
+        loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'),
+    ),
+)
