@@ -96,8 +96,12 @@ def test_a_leaf_is_the_sum_that_its_name_says(leaf):
     config = Config.fromfile(leaf)
     method, teacher, student, batch, dataset = leaf.stem.split('_')
     assert leaf.parent.name == method
-    assert batch == f'1xb{config.train_dataloader.batch_size}'
-    assert config.model.pop('teacher_ckpt') == f'work_dirs/{teacher}_digits'
+    gpus, size = batch.split('xb')
+    assert int(size) == config.train_dataloader.batch_size
+    assert int(gpus) * int(size) == config.auto_scale_lr.base_batch_size
+    trained = dataset.replace('digits200', 'digits')
+    checkpoints = f'work_dirs/{teacher}_{trained}', f'checkpoints/{teacher}_{trained}.pth'
+    assert config.model.pop('teacher_ckpt') in checkpoints
     assert config.to_dict() == compose(dataset, f'{teacher}_{student}', method).to_dict()
 
 

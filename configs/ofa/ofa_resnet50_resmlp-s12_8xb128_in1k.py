@@ -1,0 +1,14 @@
+_base_ = [
+    '../_base_/recipes/in1k_token.py',
+    '../_base_/models/cnn/resnet50.py',
+    '../_base_/models/token/resmlp-s12.py',
+    '../_base_/methods/ofa.py',
+]
+model = dict(
+    type='mmkd_tas.CrossArchDistill',
+    architecture=_base_.resmlp_s12,
+    teacher=_base_.resnet50,
+    teacher_ckpt='checkpoints/resnet50_in1k.pth',
+    distiller=_base_.distiller,
+    input_size=_base_.input_size,
+)

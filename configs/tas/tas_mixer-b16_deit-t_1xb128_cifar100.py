@@ -1,0 +1,14 @@
+_base_ = [
+    '../_base_/recipes/cifar100_token.py',
+    '../_base_/models/token/mixer-b16.py',
+    '../_base_/models/token/deit-t.py',
+    '../_base_/methods/tas.py',
+]
+model = dict(
+    type='mmkd_tas.CrossArchDistill',
+    architecture=_base_.deit_t,
+    teacher=_base_.mixer_b16,
+    teacher_ckpt='work_dirs/mixer-b16_cifar100',
+    distiller=_base_.distiller,
+    input_size=_base_.input_size,
+)

@@ -1,0 +1,14 @@
+_base_ = [
+    '../_base_/recipes/in1k_cnn.py',
+    '../_base_/models/cnn/resnet34.py',
+    '../_base_/models/cnn/resnet18.py',
+    '../_base_/methods/tas.py',
+]
+model = dict(
+    type='mmkd_tas.CrossArchDistill',
+    architecture=_base_.resnet18,
+    teacher=_base_.resnet34,
+    teacher_ckpt='checkpoints/resnet34_in1k.pth',
+    distiller=_base_.distiller,
+    input_size=_base_.input_size,
+)

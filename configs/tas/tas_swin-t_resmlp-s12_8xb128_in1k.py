@@ -1,0 +1,14 @@
+_base_ = [
+    '../_base_/recipes/in1k_token.py',
+    '../_base_/models/token/swin-t.py',
+    '../_base_/models/token/resmlp-s12.py',
+    '../_base_/methods/tas.py',
+]
+model = dict(
+    type='mmkd_tas.CrossArchDistill',
+    architecture=_base_.resmlp_s12,
+    teacher=_base_.swin_t,
+    teacher_ckpt='checkpoints/swin-t_in1k.pth',
+    distiller=_base_.distiller,
+    input_size=_base_.input_size,
+)
