@@ -73,7 +73,8 @@ def compose(dataset: str, pair: str, method: str) -> Config:
 
     Args:
         dataset: A file of ``configs/_base_/datasets``; how a model is trained on it is said
-            by ``configs/_base_/recipes/DATASET_FAMILY.py``.
+            by ``configs/_base_/recipes/DATASET_FAMILY.py`` (of a teacher, where there is
+            one, by ``DATASET_teacher.py``).
         pair: ``TEACHER_STUDENT``, two files of ``configs/_base_/models/FAMILY``.
         method: A file of ``configs/_base_/methods``; ``'teacher'`` or ``'student'`` for
             the training of one of the two alone.
@@ -97,6 +98,9 @@ def compose(dataset: str, pair: str, method: str) -> Config:
             )
     trained = models[teacher if method == 'teacher' else student]
     recipe = BASES / f'recipes/{dataset}_{trained.parent.name}.py'
+    of_teachers = BASES / f'recipes/{dataset}_teacher.py'
+    if method == 'teacher' and of_teachers.is_file():
+        recipe = of_teachers
     if not recipe.is_file():
         raise SetupError(f"--dataset: there is no recipe '{recipe}' to train {trained.stem} with")
     bases = [recipe]

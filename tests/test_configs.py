@@ -2,14 +2,17 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from helpers import REPO, TINY, ends_with, train
 from mmengine.config import Config
+from mmengine.dataset import default_collate
 from mmengine.registry import DATASETS, MODELS
 from mmpretrain.structures import DataSample
+from PIL import Image
 
-from mmkd_tas.configs import compose
+from mmkd_tas.configs import compose, set_num_classes
 from mmkd_tas.errors import SetupError
 from mmkd_tas.models import CrossArchDistill
 from mmkd_tas.models.utils import num_classes
@@ -20,7 +23,7 @@ PARTS = {
     for kind, pattern in (('datasets', '*.py'), ('models', '*/*.py'), ('methods', '*.py'))
 }
 LEAVES = sorted(
-    file for file in (REPO / 'configs').glob('*/*.py') if not file.parts[-2].startswith('_')
+    file for file in (REPO / 'configs').glob('*/*.py') if file.parts[-2] not in ('_base_', 'mixing')
 )
 
 
@@ -111,6 +114,8 @@ def test_either_of_the_two_alone():
         assert config.model.backbone == config[name.replace('-', '_')].backbone
         assert config.filename == f'{name}_digits.py'
         assert num_classes(MODELS.build(config.model)) == 10
+    assert compose('cifar100', 'swin-t_resnet18', 'teacher').train_cfg.max_epochs == 20
+    assert compose('cifar100', 'swin-t_resnet18', 'student').train_cfg.max_epochs == 300
 
 
 @pytest.mark.parametrize(
@@ -151,3 +156,45 @@ def test_on_the_command_line(tmp_path, monkeypatch):
     teacher = 'model.teacher_ckpt=work_dirs'
     saying = ends_with(TRAIN, *cell, '--method=kd', *short, teacher)
     assert "there is no whole checkpoint in 'work_dirs'" in saying
+
+
+MIXING = sorted((REPO / 'configs/mixing').glob('*.py'))
+
+
+@pytest.fixture(scope='module')
+def own_images(tmp_path_factory):
+    """Image folders with 5 classes, and one without."""
+    root = tmp_path_factory.mktemp('data')
+    rng = np.random.default_rng(0)
+    for part in ('mine/train/{}', 'mine/val/{}', 'mine/unlabelled'):
+        for label in 'abcde':
+            folder = root / part.format(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            for i in range(2):
+                image = Image.fromarray(rng.integers(0, 256, (240, 240, 3), dtype=np.uint8))
+                image.save(folder / f'{label}{i}.jpg')
+    return root
+
+
+@pytest.mark.parametrize('file', MIXING, ids=lambda file: file.stem)
+def test_mixing(file, own_images, tmp_path, monkeypatch):
+    """Each example takes a step, on images of its kind."""
+    monkeypatch.chdir(tmp_path)
+    config = Config.fromfile(file)
+    teacher = config.model.teacher
+    classes = config.data_preprocessor.num_classes
+    set_num_classes(teacher, classes)
+    checkpoint = tmp_path / config.model.teacher_ckpt
+    checkpoint.parent.mkdir()
+    torch.save(MODELS.build(teacher).state_dict(), checkpoint)
+    model = built(config).train()
+    if config.train_dataloader.dataset.type == 'CustomDataset':
+        config.train_dataloader.dataset.data_root = str(own_images / 'mine')
+        dataset = DATASETS.build(config.train_dataloader.dataset)
+        data = default_collate([dataset[i] for i in range(2)])
+    else:
+        size = (2, 3, *model.student.stage_view.input_size)
+        samples = [DataSample().set_gt_label(i) for i in range(2)]
+        data = dict(inputs=torch.randint(0, 256, size, dtype=torch.uint8), data_samples=samples)
+    losses = model(**model.data_preprocessor(data, training=True), mode='loss')
+    assert all(value.isfinite() for value in losses.values())

@@ -12,7 +12,12 @@ from pairs import batch, distillation
 
 from mmkd_tas.models import CrossArchDistill
 
-TABLE = REPO / 'README.md', REPO / 'docs/methods.md', REPO / 'docs/stages.md'
+TABLE = (
+    REPO / 'README.md',
+    REPO / 'docs/methods.md',
+    REPO / 'docs/stages.md',
+    REPO / 'docs/configs.md',
+)
 
 
 def blocks(file, language):

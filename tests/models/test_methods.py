@@ -3,6 +3,7 @@
 import pytest
 import torch
 from mmengine.model import MMDistributedDataParallel
+from mmpretrain.structures import DataSample
 from pairs import FAMILIES, batch, distillation, step, total
 from processes import run_processes
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -187,3 +188,12 @@ def test_two_processes_equal_one_with_the_whole_batch(method):
         for name, gradient in expected.items():
             scale = gradient.abs().max()
             assert (got[name] - gradient).abs().max() <= 1e-4 * scale + 1e-8, name
+
+
+@pytest.mark.parametrize('method', ['kd', 'rsd'])
+def test_images_without_labels(method):
+    model = distillation(method, 'resnet', 'vit', calculate_student_loss=False).train()
+    images, _ = batch(model)
+    losses = step(model, images, [DataSample() for _ in images])
+    assert not any(name.startswith('student') for name in losses)
+    assert model.student.head.fc.weight.grad is not None or method == 'rsd'

@@ -60,8 +60,9 @@ class CrossArchDistill(SingleTeacherDistill):
         student_stages, teacher_stages: What ends the stages of a model that the
             catalog does not know, see :class:`mmkd_tas.stages.ModelView`.
         data_preprocessor: mmpretrain's, of the student.
-        student_trainable, calculate_student_loss, init_cfg, module_inplace,
-            teacher_module_inplace: As in MMRazor.
+        calculate_student_loss: Whether the student also learns from the labels. Without,
+            it may learn from images that have none.
+        student_trainable, init_cfg, module_inplace, teacher_module_inplace: As in MMRazor.
 
     Raises:
         SetupError: If the checkpoint does not fit, student and teacher have
@@ -218,9 +219,11 @@ class CrossArchDistill(SingleTeacherDistill):
             deliveries,
             torch.set_grad_enabled(self.student_trainable),
         ):
-            student_losses = self.student(batch_inputs, data_samples, mode='loss')
-        if self.calculate_student_loss:
-            losses.update(add_prefix(student_losses, 'student'))
+            if self.calculate_student_loss:
+                student_losses = self.student(batch_inputs, data_samples, mode='loss')
+                losses.update(add_prefix(student_losses, 'student'))
+            else:  # which needs no labels
+                self.student(batch_inputs, data_samples, mode='tensor')
         if not self.distillation_stopped:
             losses.update(add_prefix(distiller.compute_distill_losses(), 'distill'))
         return losses
