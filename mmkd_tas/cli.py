@@ -102,6 +102,12 @@ def explain(error: Exception) -> str | None:
         return f"'{error.filename}': {error.strerror}"
     if found := re.search(r"Found 0 files in subfolders of: {'img_path': '(.*?)'}", text):
         return f"there are no images in the sub-folders of '{found[1]}': one folder per class"
+    if found := re.search(r'Cannot find (\w+) dataset in (\S+?)/?,', text):
+        return (
+            f"the data set {found[1]} is not, or not wholly, in '{found[2]}': unpack its official "
+            'archive there, set dataset.data_root of the loaders to where it is, or let '
+            'dataset.download=True fetch it'
+        )
     if found := re.search(r'Unknown model \((.*)\)', text):
         return f"timm has no model '{found[1]}'{suggest(found[1], timm.list_models())}"
     if 'end should be larger than begin' in text:

@@ -156,6 +156,10 @@ def test_on_the_command_line(tmp_path, monkeypatch):
     teacher = 'model.teacher_ckpt=work_dirs'
     saying = ends_with(TRAIN, *cell, '--method=kd', *short, teacher)
     assert "there is no whole checkpoint in 'work_dirs'" in saying
+    alone = ['--pair=swin-t_resnet18', '--method=student']
+    saying = ends_with(TRAIN, '--dataset=cifar100', *alone)
+    assert "the data set CIFAR100 is not, or not wholly, in 'data/cifar100'" in saying
+    assert "'data/imagenet" in ends_with(TRAIN, '--dataset=in1k', *alone)
 
 
 MIXING = sorted((REPO / 'configs/mixing').glob('*.py'))
