@@ -85,7 +85,8 @@ def test_initial_weights():
     exits.init_weights()
     assistant = connector('HybridAssistant', student, teacher)
     assistant.init_weights()
-    for new in (exits, assistant):
+    of_a_distiller = distillation('ofa', 'vit', 'resnet').distiller.connectors['exits']
+    for new in (exits, assistant, of_a_distiller):
         weights = [m.weight.flatten() for m in new.modules() if isinstance(m, nn.Linear)]
         assert torch.cat(weights).std().item() == pytest.approx(0.02, rel=0.1)
 
