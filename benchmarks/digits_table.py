@@ -46,6 +46,11 @@ VARIANTS = {
         'tas',
         [f'{LOSSES}.loss_as_{kind}.detach_target=False' for kind in ('features', 'logits')],
     ),
+    'HCD': ('hcd', []),
+    'RSD': ('rsd', []),
+    'TAS, RSD for InfoNCE': ('tas-rsd', []),
+    'TAS + HCD': ('tas-hcd', []),
+    'OFA + RSD': ('ofa-rsd', []),
 }
 
 
