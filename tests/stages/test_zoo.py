@@ -188,6 +188,16 @@ def test_tail_with_the_models_own_class_token(name):
     torch.testing.assert_close(tail(tokens, own_prefix=True), expected)
 
 
+def test_the_class_token_is_not_dropped_on_its_way():
+    model = build('vit', **{'backbone.drop_rate': 0.9}).eval()
+    view = describe(model, 32)
+    tail, tokens = view.tail(3), torch.randn(2, 16, 24)
+    expected = tail(tokens, own_prefix=True)
+    model.backbone.drop_after_pos.train()
+    torch.testing.assert_close(tail(tokens, own_prefix=True), expected)
+    assert model.backbone.drop_after_pos.training
+
+
 @pytest.mark.parametrize('name', ZOO)
 def test_the_model_stays_a_model(name):
     """Copies, pickles and checkpoints are as if nobody had looked."""
