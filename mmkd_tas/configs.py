@@ -127,7 +127,8 @@ def set_num_classes(model: dict, count: int | None) -> None:
     """Tell a classifier's config its number of classes, where it does not say it itself."""
     if count is None or 'cfg_path' in model:
         return
-    if model.get('type', '').endswith('TimmClassifier'):
+    kind = model.get('type', '')
+    if getattr(kind, '__name__', kind).endswith('TimmClassifier'):
         model.setdefault('num_classes', count)
     elif isinstance(model.get('head'), dict):
         model['head'].setdefault('num_classes', count)

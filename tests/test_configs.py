@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import REPO, TINY, ends_with, train
+from mmengine import load
 from mmengine.config import Config
 from mmengine.dataset import default_collate
 from mmengine.registry import DATASETS, MODELS
@@ -202,3 +203,49 @@ def test_mixing(file, own_images, tmp_path, monkeypatch):
         data = dict(inputs=torch.randint(0, 256, size, dtype=torch.uint8), data_samples=samples)
     losses = model(**model.data_preprocessor(data, training=True), mode='loss')
     assert all(value.isfinite() for value in losses.values())
+
+
+def test_the_index_lists_every_leaf():
+    index = load(REPO / 'model-index.yml')
+    listed = set()
+    for file in index['Import']:
+        metafile = load(REPO / file)
+        (collection,) = metafile['Collections']
+        assert (REPO / collection['README']).is_file()
+        for model in metafile['Models']:
+            leaf = REPO / model['Config']
+            assert model['Name'] == leaf.stem
+            assert model['In Collection'] == collection['Name']
+            _, teacher, student, _, _ = leaf.stem.split('_')
+            assert model['Metadata']['Teacher'] == teacher
+            assert model['Metadata']['Student'] == student
+            assert leaf.name in (leaf.parent / 'README.md').read_text()
+            listed.add(leaf)
+    assert listed == set(LEAVES)
+
+
+def test_a_config_in_pure_python(tmp_path):
+    (tmp_path / 'base.py').write_text(
+        "student = dict(type='TimmClassifier', model_name='resnet18')\n"
+    )
+    (tmp_path / 'config.py').write_text(
+        'from mmengine.config import read_base\n'
+        'from mmkd_tas.models import CrossArchDistill, HybridAssistant, OFALoss, StageDistiller\n'
+        'with read_base():\n'
+        '    from .base import student\n'
+        'data_preprocessor = dict(num_classes=7)\n'
+        'model = dict(\n'
+        '    type=CrossArchDistill, architecture=student, input_size=64,\n'
+        "    teacher=dict(type='TimmClassifier', model_name='test_vit', img_size=64),\n"
+        '    distiller=dict(\n'
+        '        type=StageDistiller,\n'
+        '        connectors=dict(assistant=dict(type=HybridAssistant)),\n'
+        '        distill_losses=dict(loss_ofa=dict(type=OFALoss)),\n'
+        '        loss_forward_mappings=dict(loss_ofa=dict(\n'
+        "            preds_S='assistant.logits', preds_T='teacher.logits',\n"
+        "            labels='student.labels'))))\n"
+    )
+    model = built(Config.fromfile(tmp_path / 'config.py'))
+    samples = [DataSample().set_gt_label(i) for i in range(2)]
+    losses = model(torch.randn(2, 3, 64, 64), samples, mode='loss')
+    assert losses['distill.loss_ofa'].requires_grad

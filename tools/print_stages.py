@@ -3,6 +3,7 @@
 python tools/print_stages.py CONFIG
 python tools/print_stages.py resnet18_8xb32_in1k
 python tools/print_stages.py timm:vit_tiny_patch16_224 --input 224
+python tools/print_stages.py configs/_base_/models/*/*.py
 """
 
 import argparse
@@ -59,6 +60,9 @@ def views(name: str, size: int | tuple[int, int] | None) -> dict[str, ModelView]
             raise SetupError(f"mmpretrain has no model '{name}'{suggest(name, list_models())}")
         return {name: describe(get_model(name, pretrained=False), size)}
     config = configs.load_config(name)
+    if 'model' not in config:  # a file of configs/_base_/models, which calls it by its name
+        config.model = next(part for part in config.values() if 'type' in part)
+        configs.set_num_classes(config.model, 1000)
     with cli.types_checked(config):
         if 'architecture' not in config.model:
             return {name: describe(MODELS.build(config.model), size)}

@@ -99,7 +99,7 @@ class StageDistiller(ConfigurableDistiller):
         """Build the losses; what is a statistic is no mistake for lacking ``loss`` in its name."""
         with warnings.catch_warnings():
             for name, cfg in (losses or {}).items():
-                if MODELS.get(cfg['type']) is LogitAccuracy:
+                if _class_of(cfg) is LogitAccuracy:
                     warnings.filterwarnings('ignore', f'Warning: If {name} is a loss')
             return super().build_distill_losses(losses)
 
@@ -129,7 +129,7 @@ class StageDistiller(ConfigurableDistiller):
                 continue
             cfg = dict(cfg)
             inputs = cfg.pop('inputs', None)
-            kind = MODELS.get(cfg['type']) if isinstance(cfg['type'], str) else cfg['type']
+            kind = _class_of(cfg)
             if inspect.isclass(kind) and issubclass(kind, StageConnector):
                 stages = [self._stage_of(reference) for reference in inputs or kind.inputs]
                 cfg.update(self._views, stages=stages)
@@ -307,3 +307,8 @@ class StageDistiller(ConfigurableDistiller):
             )
         result = self._results[key]
         return result if connector_idx is None else result[connector_idx]
+
+
+def _class_of(cfg: dict) -> Any:
+    """Return what the `type` of a config is: named, or, in pure-Python configs, itself."""
+    return MODELS.get(cfg['type']) if isinstance(cfg['type'], str) else cfg['type']
