@@ -1,6 +1,7 @@
 """The configs of the repository, and the sums of their parts."""
 
 import itertools
+import shutil
 
 import numpy as np
 import pytest
@@ -163,9 +164,6 @@ def test_on_the_command_line(tmp_path, monkeypatch):
     assert "'data/imagenet" in ends_with(TRAIN, '--dataset=in1k', *alone)
 
 
-MIXING = sorted((REPO / 'configs/mixing').glob('*.py'))
-
-
 @pytest.fixture(scope='module')
 def own_images(tmp_path_factory):
     """Image folders with 5 classes, and one without."""
@@ -179,6 +177,22 @@ def own_images(tmp_path_factory):
                 image = Image.fromarray(rng.integers(0, 256, (240, 240, 3), dtype=np.uint8))
                 image.save(folder / f'{label}{i}.jpg')
     return root
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_broken_image_is_named(own_images, tmp_path, monkeypatch, workers):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(own_images / 'mine', tmp_path / 'data/mine')
+    broken = tmp_path / 'data/mine/train/c/c0.jpg'
+    broken.write_bytes(broken.read_bytes()[:50])
+    config = REPO / 'configs/mixing/image_folder.py'
+    options = ['model.teacher_ckpt=None', f'train_dataloader.num_workers={workers}']
+    options += ['train_dataloader.batch_size=5', 'val_dataloader.num_workers=0']
+    saying = ends_with(TRAIN, config, '--cfg-options', *options)
+    assert "c/c0.jpg' cannot be read as an image" in saying
+
+
+MIXING = sorted((REPO / 'configs/mixing').glob('*.py'))
 
 
 @pytest.mark.parametrize('file', MIXING, ids=lambda file: file.stem)
