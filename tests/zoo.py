@@ -194,7 +194,8 @@ ZOO = {
                 patch_size=8,
                 out_type='avg_featmap',
                 use_abs_pos_emb=False,
-                use_rel_pos_bias=True,
+                use_rel_pos_bias=False,
+                use_shared_rel_pos_bias=True,  # a table that the tail needs, too
             ),
             neck=None,
             in_channels=24,
