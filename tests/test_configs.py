@@ -37,11 +37,11 @@ def built(config):
 @pytest.mark.parametrize('method', PARTS['methods'])
 @pytest.mark.parametrize('dataset', PARTS['datasets'])
 def test_every_method_builds_on_every_dataset(dataset, method):
-    config = compose(dataset, 'resnet18-w16_vit-w64', method)
+    config = compose(dataset, 'vit-w64_resnet18-w16', method)
     if dataset.startswith('digits'):
         assert isinstance(built(config), CrossArchDistill)
         DATASETS.build(config.train_dataloader.dataset)
-    assert config.filename == f'{method}_resnet18-w16_vit-w64_{dataset}.py'
+    assert config.filename == f'{method}_vit-w64_resnet18-w16_{dataset}.py'
 
 
 SMALL = [name for name in PARTS['models'] if '-w' in name]
