@@ -1,47 +1,12 @@
-# FGVC-Aircraft in its official layout
-input_size = 224
-data_preprocessor = dict(
-    num_classes=100,
-    mean=[123.675, 116.28, 103.53],
-    std=[58.395, 57.12, 57.375],
-    to_rgb=True,
-)
-
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='RandomResizedCrop', scale=input_size, backend='pillow', interpolation='bicubic'),
-    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    dict(type='PackInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='ResizeEdge', scale=256, edge='short', backend='pillow', interpolation='bicubic'),
-    dict(type='CenterCrop', crop_size=input_size),
-    dict(type='PackInputs'),
-]
-
+# FGVC-Aircraft in its official layout; images as those of ImageNet
+_base_ = './in1k.py'
+data_preprocessor = dict(num_classes=100)
 train_dataloader = dict(
     batch_size=128,
-    num_workers=5,
-    dataset=dict(
-        type='FGVCAircraft',
-        data_root='data/fgvc-aircraft-2013b',
-        split='trainval',
-        pipeline=train_pipeline,
-    ),
-    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(type='FGVCAircraft', data_root='data/fgvc-aircraft-2013b', split='trainval'),
 )
 val_dataloader = dict(
     batch_size=128,
-    num_workers=5,
-    dataset=dict(
-        type='FGVCAircraft',
-        data_root='data/fgvc-aircraft-2013b',
-        split='test',
-        pipeline=test_pipeline,
-    ),
-    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(type='FGVCAircraft', data_root='data/fgvc-aircraft-2013b', split='test'),
 )
-val_evaluator = dict(type='Accuracy', topk=(1, 5))
 test_dataloader = val_dataloader
-test_evaluator = val_evaluator

@@ -1,6 +1,5 @@
-# OFA-KD's recipe for attention and MLP students: one GPU, batches of 128. RandAugment takes
-# the place of colour jitter, as in timm.
-_base_ = ['../default_runtime.py', '../datasets/cifar100.py']
+# With RandAugment in the place of colour jitter, as in timm
+_base_ = ['../default_runtime.py', '../datasets/cifar100.py', '../schedules/adamw_300e.py']
 data_preprocessor = dict(
     batch_augments=dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)])
 )
@@ -31,28 +30,3 @@ train_dataloader = dict(
         ]
     )
 )
-optim_wrapper = dict(
-    optimizer=dict(type='AdamW', lr=5e-4, weight_decay=0.05),
-    paramwise_cfg=dict(
-        norm_decay_mult=0.0,
-        bias_decay_mult=0.0,
-        flat_decay_mult=0.0,
-        custom_keys={
-            '.cls_token': dict(decay_mult=0.0),
-            '.pos_embed': dict(decay_mult=0.0),
-            '.relative_position_bias_table': dict(decay_mult=0.0),
-            '.log_scale': dict(decay_mult=0.0),
-        },
-    ),
-    clip_grad=dict(max_norm=5.0),
-)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-3, end=20, by_epoch=True, convert_to_iter_based=True),
-    dict(
-        type='CosineAnnealingLR', begin=20, eta_min=1e-5, by_epoch=True, convert_to_iter_based=True
-    ),
-]
-train_cfg = dict(by_epoch=True, max_epochs=300, val_interval=5)
-val_cfg = dict()
-test_cfg = dict()
-auto_scale_lr = dict(base_batch_size=128)

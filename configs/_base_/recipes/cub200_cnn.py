@@ -1,15 +1,1 @@
-# CUB-200-2011, CNN students: the recipe of CIFAR-100
-_base_ = ['../default_runtime.py', '../datasets/cub200.py']
-optim_wrapper = dict(
-    optimizer=dict(type='SGD', lr=0.05, momentum=0.9, nesterov=True, weight_decay=2e-3)
-)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-3, end=3, by_epoch=True, convert_to_iter_based=True),
-    dict(
-        type='CosineAnnealingLR', begin=3, eta_min=1e-3, by_epoch=True, convert_to_iter_based=True
-    ),
-]
-train_cfg = dict(by_epoch=True, max_epochs=300, val_interval=5)
-val_cfg = dict()
-test_cfg = dict()
-auto_scale_lr = dict(base_batch_size=128)
+_base_ = ['../default_runtime.py', '../datasets/cub200.py', '../schedules/sgd_300e.py']

@@ -1,6 +1,5 @@
-# OFA-KD's recipe for attention and MLP students: 8 GPUs, batches of 128 each. RandAugment
-# takes the place of colour jitter, as in timm.
-_base_ = ['../default_runtime.py', '../datasets/in1k.py']
+# As for CIFAR-100, with 8 GPUs, batches of 128 each, a lower last learning rate, and EMA
+_base_ = ['../default_runtime.py', '../datasets/in1k.py', '../schedules/adamw_300e.py']
 data_preprocessor = dict(
     batch_augments=dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)])
 )
@@ -33,30 +32,13 @@ train_dataloader = dict(
         ]
     ),
 )
-optim_wrapper = dict(
-    optimizer=dict(type='AdamW', lr=5e-4, weight_decay=0.05),
-    paramwise_cfg=dict(
-        norm_decay_mult=0.0,
-        bias_decay_mult=0.0,
-        flat_decay_mult=0.0,
-        custom_keys={
-            '.cls_token': dict(decay_mult=0.0),
-            '.pos_embed': dict(decay_mult=0.0),
-            '.relative_position_bias_table': dict(decay_mult=0.0),
-            '.log_scale': dict(decay_mult=0.0),
-        },
-    ),
-    clip_grad=dict(max_norm=5.0),
-)
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, end=20, by_epoch=True, convert_to_iter_based=True),
     dict(
         type='CosineAnnealingLR', begin=20, eta_min=1e-6, by_epoch=True, convert_to_iter_based=True
     ),
 ]
-train_cfg = dict(by_epoch=True, max_epochs=300, val_interval=1)
-val_cfg = dict()
-test_cfg = dict()
+train_cfg = dict(val_interval=1)
 auto_scale_lr = dict(base_batch_size=1024)
 custom_hooks = [
     dict(type='mmkd_tas.PreflightHook'),
