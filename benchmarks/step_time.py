@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmkd_tas.models import HCDLoss, StageConnector
+from mmkd_tas.models import ComplementaryFeatureMapper, HCDLoss, StageConnector
 from mmkd_tas.models.connectors.blocks import pool_of
 from mmkd_tas.models.losses.functional import kl_divergence, orthogonality
 from mmkd_tas.models.utils import count_parameters
@@ -33,7 +33,7 @@ CLASSES = 100
 class LoopMapper(StageConnector):
     """The mapper of HCD by a loop over stages and sub-logits, to compare with."""
 
-    inputs = (*(f'student.stage{k}' for k in range(1, 5)), 'teacher.pooled')
+    inputs = ComplementaryFeatureMapper.inputs
 
     def __init__(self, student, teacher, stages, num_sub_logits=4):
         super().__init__(student, teacher, stages)

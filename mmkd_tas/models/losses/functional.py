@@ -109,18 +109,6 @@ def _directions(vectors: Tensor) -> Tensor:
     return F.normalize(vectors.masked_fill(zero, 0), dim=-1)
 
 
-def mean_over_processes(per_row: Tensor) -> Tensor:
-    """Return this process' share of the mean over the rows of all processes.
-
-    DDP averages gradients over the processes as if all had equally many rows; the
-    factor makes up for that. With equally many rows it is the plain mean.
-    """
-    if get_world_size() == 1:
-        return per_row.mean()
-    counts = all_gather(torch.tensor(per_row.numel(), device=per_row.device))
-    return per_row.sum() * (len(counts) / sum(int(count) for count in counts))
-
-
 @in_full_precision
 def kl_divergence(preds_S: Tensor, preds_T: Tensor, tau: float = 1.0) -> Tensor:
     r"""Return :math:`\tau^2 \mathrm{KL}(p^t \| p^s)` over the last dimension, in nats.

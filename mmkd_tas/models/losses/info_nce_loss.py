@@ -3,11 +3,12 @@
 import math
 
 import torch
+from mmengine.dist import get_world_size
 from torch import Tensor, nn
 
 from ...registry import MODELS
 from .base import DistillLoss
-from .functional import gather, info_nce, mean_over_processes
+from .functional import gather, info_nce
 
 MAX_SCALE = 100.0
 
@@ -63,4 +64,6 @@ class InfoNCELoss(DistillLoss):
 
     def _one_way(self, queries: Tensor, keys: Tensor) -> Tensor:
         keys, offset = gather(keys)
-        return mean_over_processes(info_nce(queries, keys, self.log_scale.exp(), offset))
+        per_query = info_nce(queries, keys, self.log_scale.exp(), offset)
+        # DDP averages as if all processes had equally many rows.
+        return per_query.sum() / (len(keys) / get_world_size())

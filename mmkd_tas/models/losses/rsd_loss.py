@@ -1,5 +1,6 @@
 """The loss of redundancy suppression."""
 
+import torch
 from torch import Tensor
 
 from ...registry import MODELS
@@ -37,5 +38,6 @@ class RSDLoss(DistillLoss):
         Args:
             preds_S, preds_T: Features of one width, or logits, ``(N, D)``.
         """
-        student, teacher = gather(preds_S)[0], gather(self.target(preds_T))[0]
+        rows, _ = gather(torch.cat([preds_S, self.target(preds_T)], dim=1))
+        student, teacher = rows.split([preds_S.shape[1], preds_T.shape[1]], dim=1)
         return self.loss_weight * rsd_loss(student, teacher, kappa=self.kappa)
