@@ -1,5 +1,8 @@
 """What the documents show works as it stands there."""
 
+import fnmatch
+import inspect
+import itertools
 import re
 
 import pytest
@@ -57,15 +60,14 @@ def test_stages_as_references():
     snippet = blocks('docs/stages.md', 'python')[0]
     space = {}
     exec(snippet, space)
-    model = distillation('kd', 'resnet', 'resnet', {})
-    distiller = space['distiller']
+    model = distillation('kd', 'resnet', 'resnet')
     model = MODELS.build(
         dict(
             type='mmkd_tas.CrossArchDistill',
             architecture=model.student,
             teacher=model.teacher,
             input_size=64,
-            distiller=distiller,
+            distiller=space['distiller'],
         )
     )
     assert model(*batch(model), mode='loss')['distill.loss_l2'].isfinite()
@@ -77,10 +79,27 @@ def test_links_lead_somewhere(file):
         assert (file.parent / target).exists(), target
 
 
+def spelled_out(option):
+    """Return the options that one with alternatives in braces stands for."""
+    parts = re.split(r'\{([^}]*)\}', option)
+    choices = [part.split(',') if i % 2 else [part] for i, part in enumerate(parts)]
+    return [''.join(choice) for choice in itertools.product(*choices)]
+
+
 def test_options_of_the_methods_exist():
-    """Every option that docs/methods.md lists can be set."""
+    """Every option that docs/methods.md lists is an argument of what a method builds."""
     text = (REPO / 'docs/methods.md').read_text()
-    for option in ('connectors.exits.num_heads', 'connectors.assistant.split'):
-        assert option in text
-    for method in re.findall(r'`([\w-]+)\.py`', text):
-        assert (REPO / f'configs/_base_/methods/{method}.py').is_file()
+    parts = {}
+    for file in (REPO / 'configs/_base_/methods').glob('*.py'):
+        assert f'`{file.name}`' in text
+        distiller = Config.fromfile(file).distiller
+        for section in ('connectors', 'distill_losses'):
+            for name, cfg in distiller.get(section, {}).items():
+                arguments = {*inspect.signature(MODELS.get(cfg.type)).parameters, 'inputs'}
+                parts.setdefault(f'{section}.{name}', set()).update(arguments)
+    listed = re.findall(r'\| `((?:connectors|distill_losses)\.[^`]+)` \|', text)
+    assert len(listed) > 20
+    for option in itertools.chain.from_iterable(map(spelled_out, listed)):
+        owner, _, argument = option.rpartition('.')
+        owners = fnmatch.filter(parts, owner)
+        assert any(argument in parts[name] for name in owners), option
