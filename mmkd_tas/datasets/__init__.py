@@ -1,3 +1,4 @@
+from .cifar100 import CIFAR100Split
 from .digits import Digits
 
-__all__ = ['Digits']
+__all__ = ['CIFAR100Split', 'Digits']

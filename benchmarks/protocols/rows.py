@@ -1,0 +1,30 @@
+# Rows of the tables: a method, and options on top of it
+rows = {
+    'student alone': dict(method='student'),
+    'KD': dict(method='kd'),
+    'DKD': dict(method='dkd'),
+    'DIST': dict(method='dist'),
+    'OFA': dict(method='ofa'),
+    'TAS': dict(method='tas'),
+    'TAS, without InfoNCE': dict(
+        method='tas',
+        losses={f'loss_{pair}_features.loss_weight': 0 for pair in ('ts', 'ta', 'as')},
+    ),
+    'TAS, without OFA': dict(
+        method='tas',
+        losses={f'loss_{pair}_logits.loss_weight': 0 for pair in ('ts', 'ta', 'as')},
+    ),
+    'TAS, without L(t -> a)': dict(
+        method='tas',
+        losses={f'loss_ta_{kind}.loss_weight': 0 for kind in ('features', 'logits')},
+    ),
+    'TAS, assistant not detached': dict(
+        method='tas',
+        losses={f'loss_as_{kind}.detach_target': False for kind in ('features', 'logits')},
+    ),
+    'HCD': dict(method='hcd'),
+    'RSD': dict(method='rsd'),
+    'TAS, RSD for InfoNCE': dict(method='tas-rsd'),
+    'TAS + HCD': dict(method='tas-hcd'),
+    'OFA + RSD': dict(method='ofa-rsd'),
+}
