@@ -1,4 +1,4 @@
-"""Compare methods over pairs and seeds: python benchmarks/accuracy.py benchmarks/protocols/digits.py
+"""Compare methods over pairs and seeds: python benchmarks/accuracy.py PROTOCOL
 
 Trains every cell through tools/train.py, each on one thread; cells that are trained
 already are kept, and interrupted ones go on. Writes the record of every run, and the table

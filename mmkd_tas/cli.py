@@ -13,6 +13,11 @@ from urllib.error import URLError
 
 import timm
 import torch
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
 from mmengine.config import Config, DictAction
 from mmengine.registry import Registry
 
@@ -98,6 +103,13 @@ def explain(error: Exception) -> str | None:
         return text
     if isinstance(error, URLError):
         return f'a download failed ({error.reason}): put the files in place beforehand'
+    if isinstance(error, HfHubHTTPError | LocalEntryNotFoundError | OfflineModeIsEnabled):
+        return (
+            'the weights that pretrained=True asks for are not in the cache, and the hub cannot be '
+            'reached: set pretrained=False and give a local file (model.teacher_ckpt, load_from)'
+        )
+    if isinstance(error, ImportError) and 'please install' in text:
+        return text
     if isinstance(error, OSError) and error.filename is not None:
         return f"'{error.filename}': {error.strerror}"
     if found := re.search(r"Found 0 files in subfolders of: {'img_path': '(.*?)'}", text):

@@ -79,6 +79,8 @@ def compose(dataset: str, pair: str, method: str) -> Config:
         method: A file of ``configs/_base_/methods``; ``'teacher'`` or ``'student'`` for
             the training of one of the two alone.
 
+    Where a model's config states ``img_size``, it becomes that of the dataset's images.
+
     Raises:
         SetupError: If one of them does not exist, or the dataset has no recipe for the
             family of the model that is trained.
@@ -118,8 +120,13 @@ def compose(dataset: str, pair: str, method: str) -> Config:
         )
     text = f'_base_ = {list(map(str, bases))}\n{joined}'
     config = Config.fromstring(text, '.py').to_dict()
+    model = config['model']
     if method in ALONE:
-        set_num_classes(config['model'], config['data_preprocessor']['num_classes'])
+        set_num_classes(model, config['data_preprocessor']['num_classes'])
+    for part in (model, model.get('architecture', {}), model.get('teacher', {})):
+        for module in (part, part.get('backbone', {})):
+            if 'img_size' in module:
+                module['img_size'] = config['input_size']
     return Config(config, cfg_text=text, filename=f'{name}_{dataset}.py')
 
 

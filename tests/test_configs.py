@@ -10,13 +10,13 @@ from helpers import REPO, TINY, ends_with, train
 from mmengine import load
 from mmengine.config import Config
 from mmengine.dataset import default_collate
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS
 from mmpretrain.structures import DataSample
 from PIL import Image
 
 from mmkd_tas.configs import compose, set_num_classes
 from mmkd_tas.errors import SetupError
-from mmkd_tas.models import CrossArchDistill
 from mmkd_tas.models.utils import num_classes
 
 TRAIN = REPO / 'tools/train.py'
@@ -34,22 +34,87 @@ def built(config):
     return MODELS.build({**config.model, 'data_preprocessor': config.data_preprocessor})
 
 
-@pytest.mark.parametrize('method', PARTS['methods'])
-@pytest.mark.parametrize('dataset', PARTS['datasets'])
-def test_every_method_builds_on_every_dataset(dataset, method):
-    config = compose(dataset, 'vit-w64_resnet18-w16', method)
-    if dataset.startswith('digits'):
-        assert isinstance(built(config), CrossArchDistill)
-        DATASETS.build(config.train_dataloader.dataset)
-    assert config.filename == f'{method}_vit-w64_resnet18-w16_{dataset}.py'
+# Every teacher with every student; data sets and methods take turns, so that each of them
+# meets every model in either role, and one another.
+CELLS = [
+    (PARTS['datasets'][(i + j + j // 2) % len(PARTS['datasets'])], f'{teacher}_{student}', method)
+    for i, teacher in enumerate(PARTS['models'])
+    for j, student in enumerate(PARTS['models'])
+    for method in [PARTS['methods'][(i + j + i // 2) % len(PARTS['methods'])]]
+]
+SAMPLE = {  # of the large ones, every model once
+    'vit-s_mobilenetv2',
+    'mixer-b16_swin-p',
+    'swin-t_resnet18',
+    'resnet50_swin-n',
+    'convnext-t_resmlp-s12',
+    'resnet34_deit-t',
+    'deit-s_mobilenetv2',
+}
 
 
-SMALL = [name for name in PARTS['models'] if '-w' in name]
+def is_quick(dataset, pair):
+    small = all('-w' in model for model in pair.split('_'))
+    small = small and dataset.startswith(('digits', 'cifar100-'))
+    return small or pair in SAMPLE
 
 
-@pytest.mark.parametrize('pair', itertools.product(SMALL, SMALL), ids='_'.join)
-def test_every_pair_of_the_digits_builds(pair):
-    assert isinstance(built(compose('digits', '_'.join(pair), 'tas')), CrossArchDistill)
+def test_the_cells_cover_all_pairs_of_parts():
+    def seen(*positions):
+        parts = [(dataset, *pair.split('_'), method) for dataset, pair, method in CELLS]
+        return {tuple(cell[k] for k in positions) for cell in parts}
+
+    models, datasets, methods = (PARTS[kind] for kind in ('models', 'datasets', 'methods'))
+    assert seen(1, 2) == {*itertools.product(models, models)}
+    for role in (1, 2):
+        assert seen(0, role) == {*itertools.product(datasets, models)}
+        assert seen(3, role) == {*itertools.product(methods, models)}
+    assert seen(0, 3) == {*itertools.product(datasets, methods)}
+    quick = {pair for dataset, pair, _ in CELLS if is_quick(dataset, pair)}
+    assert {model for pair in quick for model in pair.split('_')} == {*models}
+
+
+@pytest.mark.parametrize(
+    'cell',
+    [
+        pytest.param(cell, marks=() if is_quick(*cell[:2]) else pytest.mark.slow, id='-'.join(cell))
+        for cell in CELLS
+    ],
+)
+def test_a_cell_takes_a_training_and_a_validation_step(cell):
+    config = compose(*cell)
+    model = built(config)
+    runner_parts = dict(optimizer=config.optim_wrapper.optimizer, type='OptimWrapper')
+    optim_wrapper = build_optim_wrapper(model, runner_parts)
+    size, classes = config.input_size, config.data_preprocessor.num_classes
+    data = dict(
+        inputs=list(torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)),
+        data_samples=[DataSample().set_gt_label(label) for label in (0, classes - 1)],
+    )
+    before = [p.clone() for p in model.student.parameters()]
+    log = model.train().train_step(data, optim_wrapper)
+    assert all(value.isfinite() for value in log.values())
+    assert any(
+        not torch.equal(a, b) for a, b in zip(before, model.student.parameters(), strict=True)
+    )
+    for sample in (*model.eval().val_step(data), *model.teacher_val_step(data)):
+        assert sample.pred_score.shape == (classes,)
+        assert sample.pred_score.sum() == pytest.approx(1, abs=1e-3)
+    assert config.filename == '_'.join((cell[2], cell[1], cell[0])) + '.py'
+
+
+@pytest.mark.parametrize('leaf', LEAVES, ids=lambda file: file.stem)
+def test_a_leaf_is_the_sum_that_its_name_says(leaf):
+    config = Config.fromfile(leaf)
+    method, teacher, student, batch, dataset = leaf.stem.split('_')
+    assert leaf.parent.name == method
+    gpus, size = batch.split('xb')
+    assert int(size) == config.train_dataloader.batch_size
+    assert int(gpus) * int(size) == config.auto_scale_lr.base_batch_size
+    trained = dataset.replace('digits200', 'digits')
+    checkpoints = f'work_dirs/{teacher}_{trained}', f'checkpoints/{teacher}_{trained}.pth'
+    assert config.model.pop('teacher_ckpt') in checkpoints
+    assert config.to_dict() == compose(dataset, f'{teacher}_{student}', method).to_dict()
 
 
 # The pairs of the papers' tables, teacher and student.
@@ -65,49 +130,10 @@ IN1K = (
 )
 
 
-SAMPLE = {  # every model once
-    ('vit-s', 'mobilenetv2'),
-    ('mixer-b16', 'swin-p'),
-    ('swin-t', 'resnet18'),
-    ('resnet50', 'swin-n'),
-    ('convnext-t', 'resmlp-s12'),
-    ('mixer-b16', 'deit-t'),
-}
-
-
-@pytest.mark.parametrize(
-    'pair',
-    [
-        pytest.param(pair, marks=() if pair in SAMPLE else pytest.mark.slow, id='_'.join(pair))
-        for pair in sorted({*CIFAR100, *IN1K})
-    ],
-)
-def test_the_papers_pairs_take_a_step(pair):
-    dataset = 'cifar100' if pair in CIFAR100 else 'in1k'
-    config = compose(dataset, '_'.join(pair), 'tas')
-    model = built(config).train()
-    classes = config.data_preprocessor.num_classes
-    data = dict(
-        inputs=torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8),
-        data_samples=[DataSample().set_gt_label(label) for label in (0, classes - 1)],
-    )
-    losses = model(**model.data_preprocessor(data, training=True), mode='loss')
-    assert all(value.isfinite() for value in losses.values())
-    assert losses['distill.loss_ta_features'].requires_grad
-
-
-@pytest.mark.parametrize('leaf', LEAVES, ids=lambda file: file.stem)
-def test_a_leaf_is_the_sum_that_its_name_says(leaf):
-    config = Config.fromfile(leaf)
-    method, teacher, student, batch, dataset = leaf.stem.split('_')
-    assert leaf.parent.name == method
-    gpus, size = batch.split('xb')
-    assert int(size) == config.train_dataloader.batch_size
-    assert int(gpus) * int(size) == config.auto_scale_lr.base_batch_size
-    trained = dataset.replace('digits200', 'digits')
-    checkpoints = f'work_dirs/{teacher}_{trained}', f'checkpoints/{teacher}_{trained}.pth'
-    assert config.model.pop('teacher_ckpt') in checkpoints
-    assert config.to_dict() == compose(dataset, f'{teacher}_{student}', method).to_dict()
+@pytest.mark.parametrize(('dataset', 'pairs'), [('cifar100', CIFAR100), ('in1k', IN1K)])
+def test_the_papers_pairs_have_leaves(dataset, pairs):
+    named = {tuple(leaf.stem.split('_')[:3]) for leaf in LEAVES if leaf.stem.endswith(dataset)}
+    assert {('tas', *pair) for pair in pairs} <= named
 
 
 def test_either_of_the_two_alone():
@@ -151,6 +177,12 @@ def test_on_the_command_line(tmp_path, monkeypatch):
     dumped = Config.fromfile(folder / 'tas_resnet18-w16_mixer-w64_digits200.py')
     assert dumped.model.distiller.connectors.assistant.type == 'mmkd_tas.HybridAssistant'
     assert dumped.train_cfg.max_epochs == 11
+    train(dumped.filename, '--work-dir=again', cwd=tmp_path)
+    first, again = (
+        torch.load(run / 'epoch_11.pth')['state_dict'] for run in (folder, tmp_path / 'again')
+    )
+    assert first.keys() == again.keys()
+    assert all(torch.equal(value, again[key]) for key, value in first.items())
     too_short = ['--cfg-options', 'train_cfg.max_epochs=1']
     assert 'shorten the warm-up' in ends_with(TRAIN, *cell, '--method=student', *too_short)
     for wrong in ([TINY, *cell], cell, []):

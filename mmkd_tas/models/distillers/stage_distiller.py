@@ -3,6 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Mapping
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from mmengine.utils import is_list_of
@@ -72,14 +73,15 @@ class StageDistiller(ConfigurableDistiller):
         loss_schedules: dict[str, dict] | None = None,
         **kwargs: Any,
     ) -> None:
+        # In an order of our own, so that a dumped config, which is sorted, gives the same run.
         super().__init__(
             student_recorders=student_recorders,
             teacher_recorders=teacher_recorders,
             distill_deliveries=distill_deliveries,
-            distill_losses=distill_losses,
+            distill_losses=dict(sorted((distill_losses or {}).items())),
             **kwargs,
         )
-        self._connector_cfgs = connectors or {}
+        self._connector_cfgs = _in_order(connectors or {})
         self._inputs: dict[str, tuple[str, ...]] = {}
         self._results: dict[Any, Any] = {}
         self.loss_forward_mappings = loss_forward_mappings or {}
@@ -182,7 +184,7 @@ class StageDistiller(ConfigurableDistiller):
         """Check that every reference leads to something, and record what it needs."""
         for name, inputs in self._inputs.items():
             for reference in inputs:
-                self._check_reference(reference, f'distiller.connectors.{name}.inputs', (name,))
+                self._check_reference(reference, f'distiller.connectors.{name}.inputs')
         for loss, mapping in self.loss_forward_mappings.items():
             for argument, reference in mapping.items():
                 key = f'distiller.loss_forward_mappings.{loss}.{argument}'
@@ -191,7 +193,7 @@ class StageDistiller(ConfigurableDistiller):
                 else:
                     self._check_stock_reference(reference, key)
 
-    def _check_reference(self, reference: str, key: str, path: tuple[str, ...] = ()) -> None:
+    def _check_reference(self, reference: str, key: str) -> None:
         owner, _, name = reference.partition('.')
         if owner in _SIDES:
             recorders = self._recorders(owner).recorders
@@ -205,8 +207,6 @@ class StageDistiller(ConfigurableDistiller):
                 f"{key}: '{reference}' leads nowhere: there is no connector '{owner}'"
                 + suggest(owner, known)
             )
-        if owner in path:
-            raise SetupError(f'{key}: the connectors {" and ".join(path)} need each other')
         if not self._inputs.get(owner):
             raise SetupError(
                 f"{key}: the connector '{owner}' is told no inputs; add "
@@ -217,7 +217,7 @@ class StageDistiller(ConfigurableDistiller):
         if name and fields and name not in fields:
             raise SetupError(f"{key}: '{owner}' returns no {name!r}{suggest(name, fields)}")
         for needed in self._inputs[owner]:
-            self._check_reference(needed, key, (*path, owner))
+            self._check_reference(needed, key)
 
     def _check_stock_reference(self, reference: Any, key: str) -> None:
         if not isinstance(reference, Mapping) or not {'recorder', 'from_student'} <= set(reference):
@@ -307,6 +307,20 @@ class StageDistiller(ConfigurableDistiller):
             )
         result = self._results[key]
         return result if connector_idx is None else result[connector_idx]
+
+
+def _in_order(connectors: dict[str, dict | list[dict]]) -> dict[str, dict | list[dict]]:
+    """Return connectors by name, each after those whose outputs it takes."""
+    needs = {
+        name: [r.partition('.')[0] for r in (isinstance(cfg, dict) and cfg.get('inputs')) or ()]
+        for name, cfg in sorted(connectors.items())
+    }
+    try:
+        order = [*TopologicalSorter(needs).static_order()]
+    except CycleError as error:
+        names = ' and '.join(sorted({*error.args[1]}))
+        raise SetupError(f'distiller.connectors: {names} need each other') from error
+    return {name: connectors[name] for name in order if name in connectors}
 
 
 def _class_of(cfg: dict) -> Any:

@@ -5,6 +5,7 @@ swin_n = dict(
         type='SwinTransformer',
         arch=dict(embed_dims=64, depths=[2, 2, 2, 2], num_heads=[2, 4, 8, 16]),
         img_size=224,
+        pad_small_map=True,
     ),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(

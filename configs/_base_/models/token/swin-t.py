@@ -1,7 +1,7 @@
 # Swin-T
 swin_t = dict(
     type='ImageClassifier',
-    backbone=dict(type='SwinTransformer', arch='tiny', img_size=224),
+    backbone=dict(type='SwinTransformer', arch='tiny', img_size=224, pad_small_map=True),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(
         type='LinearClsHead',

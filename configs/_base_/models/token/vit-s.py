@@ -2,5 +2,6 @@
 vit_s = dict(
     type='TimmClassifier',
     model_name='vit_small_patch16_224',
+    img_size=224,
     loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'),
 )
