@@ -7,7 +7,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
-from mmkd_tas.checkpoint import find_checkpoint, load_weights, read_checkpoint
+from mmkd_tas.checkpoint import find_checkpoint, fingerprint, load_weights, read_checkpoint
 from mmkd_tas.errors import SetupError
 
 
@@ -144,3 +144,20 @@ def test_loading_gives_the_model_nothing_but_weights(tmp_path):
     model = nn.Linear(2, 2)
     whole = load_weights(model, saved(tmp_path, {'state_dict': model.state_dict(), 'meta': 1}), '')
     assert whole['meta'] == 1
+
+
+def test_a_fingerprint_tells_weights_apart():
+    model = classifier()
+    first = fingerprint(model)
+    other = classifier()
+    assert fingerprint(other) != first
+    other.load_state_dict(model.state_dict())
+    assert fingerprint(other) == first
+    # the file's layout in memory is not part of it, a buffer and a type are
+    assert fingerprint(other.to(memory_format=torch.channels_last)) == first
+    other.backbone.bn1.num_batches_tracked += 1
+    assert fingerprint(other) != first
+    assert fingerprint(model.bfloat16()) != first
+    same = [nn.Sequential(nn.ReLU(), nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2))]
+    same[0][1].load_state_dict(same[1][0].state_dict())
+    assert fingerprint(same[0]) != fingerprint(same[1])

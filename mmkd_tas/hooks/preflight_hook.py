@@ -5,7 +5,7 @@ import logging
 from mmengine.hooks import Hook
 from mmengine.runner import Runner, autocast
 
-from ..checkpoint import check_fit
+from ..checkpoint import check_fit, fingerprint
 from ..errors import SetupError
 from ..models.distillers import StageDistiller
 from ..models.utils import num_classes, unwrapped
@@ -19,7 +19,9 @@ class PreflightHook(Hook):
 
     Before training starts:
 
-    - A checkpoint to resume from must be of the same model, key by key.
+    - A checkpoint to resume from must be of the same model, key by key, and of a
+      run with the same teacher: :func:`mmkd_tas.checkpoint.fingerprint` of its
+      weights is stored in the checkpoints.
     - The data sets and the heads must agree on the number of classes.
     - The images must have the size with which the stages were looked up.
     - The frozen teacher of a :class:`CrossArchDistill` is evaluated on the
@@ -38,7 +40,7 @@ class PreflightHook(Hook):
 
     Raises:
         SetupError: Before training, if the numbers of classes differ, or the
-            checkpoint to resume from does not fit.
+            checkpoint to resume from does not fit or had another teacher.
     """
 
     def __init__(self, teacher_floor: float | None = None) -> None:
@@ -55,9 +57,11 @@ class PreflightHook(Hook):
         model = unwrapped(runner.model)
         self._check_classes(runner, model)
         self._check_image_size(runner, model)
-        known = 'teacher_metrics' in runner.message_hub.runtime_info
-        if hasattr(model, 'teacher_val_step') and runner.val_loop is not None and not known:
-            self._evaluate_teacher(runner, model)
+        if hasattr(model, 'teacher_val_step'):
+            self._check_teacher(runner, model)
+            known = 'teacher_metrics' in runner.message_hub.runtime_info
+            if runner.val_loop is not None and not known:
+                self._evaluate_teacher(runner, model)
 
     def before_val(self, runner: Runner) -> None:
         """Check the classes of a validation without training."""
@@ -88,6 +92,17 @@ class PreflightHook(Hook):
                 f'{expected[1]} pixels, and the training images have {found[0]} x {found[1]}; set '
                 f'model.input_size={found}'
             )
+
+    def _check_teacher(self, runner: Runner, model) -> None:
+        found = fingerprint(model.teacher)
+        began = runner.message_hub.runtime_info.get('teacher_fingerprint', found)
+        if runner._resume and began != found:
+            raise SetupError(
+                "resume: the teacher's weights (model.teacher_ckpt) are not those with which this "
+                'run began; put the former file back, or start a new run from the checkpoint, '
+                'with load_from=... in place of resuming'
+            )
+        runner.message_hub.update_info('teacher_fingerprint', found)
 
     def _evaluate_teacher(self, runner: Runner, model) -> None:
         loop = runner.val_loop

@@ -130,6 +130,31 @@ def test_resuming_another_model_is_refused(tmp_path):
         run.train()
 
 
+def test_resuming_with_another_teacher_is_refused(tmp_path):
+    runner(tmp_path).train()
+    more = {'resume': True, 'train_cfg.max_epochs': 2}
+    run = runner(tmp_path, **more)
+    bias = run.model.teacher.head.fc.bias
+    with torch.no_grad():
+        bias[3] += 1e-6
+    with pytest.raises(SetupError, match='teacher_ckpt.* not those with which this run began'):
+        run.train()
+    with torch.no_grad():
+        bias[3] -= 1e-6
+    assert bias[3] == 0
+    run.train()
+    assert run.epoch == 2
+    # a checkpoint from before there were fingerprints
+    checkpoint = read_checkpoint(tmp_path / 'epoch_2.pth')
+    del checkpoint['message_hub']['runtime_info']['teacher_fingerprint']
+    torch.save(checkpoint, tmp_path / 'old.pth')
+    more = {'resume': True, 'load_from': str(tmp_path / 'old.pth'), 'train_cfg.max_epochs': 3}
+    run = runner(tmp_path, **more)
+    run.message_hub.runtime_info.pop('teacher_fingerprint', None)
+    run.train()
+    assert 'teacher_fingerprint' in run.message_hub.runtime_info
+
+
 def test_images_of_another_size_than_the_stages_were_looked_up_with(tmp_path):
     distiller = dict(
         _delete_=True,
