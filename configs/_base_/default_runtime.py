@@ -4,7 +4,8 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=100),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=1),
+    # two, so that there is another one when a file is damaged
+    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='VisualizationHook', enable=False),
 )
@@ -13,6 +14,8 @@ custom_hooks = [
     dict(type='mmkd_tas.PreflightHook'),
     # a run that is killed and resumed equals the uninterrupted one
     dict(type='mmkd_tas.EpochSeedHook'),
+    # a loss that is NaN or infinite ends the run; action='skip' leaves the step out
+    dict(type='mmkd_tas.FiniteLossHook'),
 ]
 
 env_cfg = dict(

@@ -1,4 +1,5 @@
 from .epoch_seed_hook import EpochSeedHook
+from .finite_loss_hook import FiniteLossHook
 from .preflight_hook import PreflightHook
 
-__all__ = ['EpochSeedHook', 'PreflightHook']
+__all__ = ['EpochSeedHook', 'FiniteLossHook', 'PreflightHook']

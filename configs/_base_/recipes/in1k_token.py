@@ -43,5 +43,6 @@ auto_scale_lr = dict(base_batch_size=1024)
 custom_hooks = [
     dict(type='mmkd_tas.PreflightHook'),
     dict(type='mmkd_tas.EpochSeedHook'),
+    dict(type='mmkd_tas.FiniteLossHook'),
     dict(type='EMAHook', momentum=4e-5, priority='ABOVE_NORMAL'),
 ]

@@ -1,0 +1,114 @@
+"""What happens when a loss is no number."""
+
+import math
+from typing import Any
+
+import torch
+from mmengine.dist import all_gather_object, all_reduce
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch import Tensor
+
+from ..errors import SetupError
+from ..registry import HOOKS
+
+_MOST_IN_A_ROW = 10
+_ADVICE = 'lower optim_wrapper.optimizer.lr, or set optim_wrapper.clip_grad'
+
+
+def _broken_anywhere(loss: Tensor) -> bool:
+    """Return, in every process alike, whether one of them has a loss that is not finite."""
+    broken = (~loss.detach().isfinite()).float()
+    all_reduce(broken, 'max')
+    return bool(broken)
+
+
+@HOOKS.register_module()
+class FiniteLossHook(Hook):
+    """Stop the training, or leave the step out, when a loss is NaN or infinite.
+
+    Only losses count: gradients may overflow in fp16, and the loss scaler then leaves
+    the step out by itself. Several processes stop, or leave the step out, together.
+
+    ``'stop'`` makes a GPU wait no more than mmengine does, which reads every loss after
+    every step; ``'skip'`` makes it wait once more, between forward and backward. With
+    several processes both exchange one number per step.
+
+    Args:
+        action: ``'stop'``: end the run with the names of the terms, before anything is
+            saved. ``'skip'``: leave weights, optimizer, loss scaler and buffers (running
+            means) as they were before the step, and go on to the next; with accumulated
+            gradients, an update that ends in such a step is left out as a whole. Each is
+            logged, and their number is in the checkpoints (``skipped_steps``); after ten
+            in a row the run stops.
+
+    Raises:
+        SetupError: If `action` is neither; in training, where the run is to stop.
+    """
+
+    # before the losses are recorded and the averaged weights follow
+    priority = 'HIGHEST'
+
+    def __init__(self, action: str = 'stop') -> None:
+        if action not in ('stop', 'skip'):
+            raise SetupError(f"FiniteLossHook: action={action!r} is neither 'stop' nor 'skip'")
+        self.action = action
+        self.broken = False
+        self.in_a_row = 0
+
+    def before_train(self, runner: Runner) -> None:
+        """Let no such loss reach the weights, if steps are to be left out."""
+        if self.action == 'stop':
+            return
+        wrapper = runner.optim_wrapper
+        update = wrapper.update_params
+
+        def update_if_finite(loss: Tensor, *args: Any, **kwargs: Any) -> None:
+            self.broken = _broken_anywhere(loss)
+            if not self.broken:
+                update(loss, *args, **kwargs)
+                return
+            wrapper._inner_count += 1
+            # What was accumulated before is not exchanged between the processes yet.
+            if wrapper.should_update():
+                wrapper.zero_grad()
+
+        wrapper.update_params = update_if_finite
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Keep the buffers, which the forward pass changes."""
+        if self.action == 'skip':
+            self.buffers = [buffer.clone() for buffer in runner.model.buffers()]
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
+        """Stop, or undo what the step has changed."""
+        if self.action == 'stop' and outputs and 'loss' in outputs:
+            self.broken = _broken_anywhere(outputs['loss'])
+        if not self.broken:
+            self.in_a_row = 0
+            return
+        losses = {key: float(value) for key, value in outputs.items() if 'loss' in key}
+        broken = {key: value for key, value in losses.items() if not math.isfinite(value)}
+        terms = {key: value for found in all_gather_object(broken) for key, value in found.items()}
+        if len(terms) > 1:
+            del terms['loss']  # the sum
+        what = ' and '.join(f'{key} is {value}' for key, value in terms.items())
+        what += f' in epoch {runner.epoch + 1}, step {batch_idx + 1}'
+        self.in_a_row += 1
+        if self.action == 'stop':
+            raise SetupError(
+                f"{what}: {_ADVICE}, or leave such steps out with action='skip' of "
+                'mmkd_tas.FiniteLossHook; --resume goes on from the last checkpoint'
+            )
+        if self.in_a_row == _MOST_IN_A_ROW:
+            raise SetupError(f'{what}, and so it was in the {_MOST_IN_A_ROW - 1} before: {_ADVICE}')
+        with torch.no_grad():
+            for buffer, before in zip(runner.model.buffers(), self.buffers, strict=True):
+                buffer.copy_(before)
+        for key in broken:
+            del outputs[key]  # from the means in the log
+        count = runner.message_hub.runtime_info.get('skipped_steps', 0) + 1
+        runner.message_hub.update_info('skipped_steps', count)
+        runner.logger.warning(f'{what}: step left out, {count} so far')
