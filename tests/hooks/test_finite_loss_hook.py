@@ -49,17 +49,18 @@ class BrokenImageHook(Hook):
 
 @HOOKS.register_module()
 class WatchHook(Hook):
-    """Remember weights, buffers and the number of optimizer steps after every step."""
+    """Remember, after every step, the state, the optimizer's count, and whether gradients wait."""
 
     priority = 'VERY_LOW'
 
     def __init__(self):
-        self.states, self.steps = [], []
+        self.states, self.steps, self.waiting = [], [], []
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         self.states.append({k: v.clone() for k, v in runner.model.state_dict().items()})
         state = runner.optim_wrapper.optimizer.state_dict()['state'].values()
         self.steps.append({int(entry['step']) for entry in state})
+        self.waiting.append(any(p.grad is not None for p in runner.model.parameters()))
 
 
 def broken_loss(at, value=math.nan, rank=0):
@@ -176,6 +177,7 @@ def test_accumulated_gradients(tmp_path, at):
     watch = hook_of(run, 'WatchHook')
     updates = [i for i in range(1, 10) if not same(watch.states[i - 1], watch.states[i])]
     assert updates == ([1, 3, 5, 7, 9] if at == 2 else [1, 5, 7, 9])
+    assert watch.waiting[:5] == [True, False, at == 3, False, True]
     assert all(v.isfinite().all() for v in watch.states[-1].values())
 
 
