@@ -1,5 +1,6 @@
 """Randomness that depends on the seed and the epoch alone."""
 
+import json
 import random
 from typing import Any
 
@@ -11,6 +12,9 @@ from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import get_worker_info
 
+from ..errors import SetupError
+from ..models.algorithms.teacher_cache import data_fingerprint
+from ..models.utils import unwrapped
 from ..registry import HOOKS
 
 
@@ -29,12 +33,15 @@ class SeededPipeline:
         pipeline: The transforms, called with the sample's dict.
         seed: Seed of the run.
         salt: Tells several data sets of a run apart.
+        images: Number of images of the data set, where the samples shall be told their
+            slot of the teacher's cache.
     """
 
-    def __init__(self, pipeline: Any, seed: int, salt: int) -> None:
+    def __init__(self, pipeline: Any, seed: int, salt: int, images: int | None = None) -> None:
         self.pipeline = pipeline
         self.seed = seed
         self.salt = salt
+        self.images = images
         # In shared memory: workers that outlive an epoch see it change.
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -48,7 +55,11 @@ class SeededPipeline:
         np.random.seed(seed)
         torch.default_generator.manual_seed(seed)
         try:
-            return self.pipeline(data)
+            packed = self.pipeline(data)
+            if self.images is not None and packed is not None:
+                slot = int(self.epoch) * self.images + data['sample_idx']
+                packed['data_samples'].set_field(slot, 'cache_slot', field_type='metainfo')
+            return packed
         finally:
             if not in_worker:
                 random.setstate(states[0])
@@ -75,12 +86,20 @@ class EpochSeedHook(Hook):
     and each training sample draws its augmentation from a seed of its own. It
     works with epoch-based loops and with mmpretrain's data sets, alone or
     concatenated; for others it says so in the log.
+
+    Where the model has a :class:`TeacherCache`, it opens it, and the augmentations repeat
+    as often as the cache says, alike in all runs.
+
+    Raises:
+        SetupError: Before training, if the model has a teacher cache and the loop or
+            the data set is none of those.
     """
 
     priority = 'VERY_HIGH'
 
     def __init__(self) -> None:
         self.pipelines: list[SeededPipeline] = []
+        self.cycle: int | None = None
 
     def before_train(self, runner: Runner) -> None:
         """Take over the data sets' pipelines and the sampler's seed."""
@@ -88,6 +107,9 @@ class EpochSeedHook(Hook):
         if hasattr(loader.sampler, 'seed'):
             # A resumed run takes its seed from the checkpoint, after the sampler was built.
             loader.sampler.seed = runner.seed
+        if getattr(unwrapped(runner.model), 'teacher_cache', None) is not None:
+            self._open_cache(runner)
+            return
         if not isinstance(runner.train_loop, EpochBasedTrainLoop):
             runner.logger.warning('EpochSeedHook: resuming is exact in epoch-based loops only')
             return
@@ -103,11 +125,35 @@ class EpochSeedHook(Hook):
             dataset.pipeline = SeededPipeline(dataset.pipeline, runner.seed, salt)
             self.pipelines.append(dataset.pipeline)
 
+    def _open_cache(self, runner: Runner) -> None:
+        dataset = runner.train_dataloader.dataset
+        if not (
+            isinstance(runner.train_loop, EpochBasedTrainLoop) and isinstance(dataset, BaseDataset)
+        ):
+            raise SetupError(
+                'model.teacher_cache needs an epoch-based train_cfg and one data set of '
+                f'mmpretrain, and train_dataloader.dataset is a {type(dataset).__name__}: change '
+                'them, or leave the cache out'
+            )
+        model = unwrapped(runner.model)
+        self.cycle = model.teacher_cache.augmentations
+        pipeline = runner.cfg.train_dataloader.dataset.get('pipeline')
+        model.teacher_cache.open(
+            len(dataset),
+            {
+                'data set': data_fingerprint(dataset),
+                'pipeline': json.dumps(pipeline, sort_keys=True, default=str),
+                'input of the teacher': model.teacher_input_description(),
+            },
+        )
+        dataset.pipeline = SeededPipeline(dataset.pipeline, 0, 0, len(dataset))
+        self.pipelines.append(dataset.pipeline)
+
     def before_train_epoch(self, runner: Runner) -> None:
         """Seed this process, and tell the pipelines the epoch."""
         self._seed(runner)
         for pipeline in self.pipelines:
-            pipeline.epoch.fill_(runner.epoch)
+            pipeline.epoch.fill_(runner.epoch % (self.cycle or runner.epoch + 1))
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Seed this process once more, now that the data loader has started."""

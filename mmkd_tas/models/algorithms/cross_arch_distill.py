@@ -20,8 +20,9 @@ from ...checkpoint import load_weights
 from ...configs import set_num_classes
 from ...errors import SetupError
 from ...registry import MODELS
-from ...stages import describe
+from ...stages import StageOutputsRecorder, describe
 from ..utils import count_parameters, num_classes
+from .teacher_cache import TeacherCache
 
 
 @MODELS.register_module()
@@ -59,6 +60,11 @@ class CrossArchDistill(SingleTeacherDistill):
             was built for, if it says so, else 224.
         student_stages, teacher_stages: What ends the stages of a model that the
             catalog does not know, see :class:`mmkd_tas.stages.ModelView`.
+        teacher_precision: ``'bfloat16'``, ``'float16'`` or ``'float32'``: that of the
+            teacher's forward; by default the student's.
+        teacher_cache: Arguments of a :class:`TeacherCache`, for methods that take no
+            more of the teacher than logits and pooled features. Needs an
+            :class:`EpochSeedHook`.
         data_preprocessor: mmpretrain's, of the student.
         calculate_student_loss: Whether the student also learns from the labels. Without,
             it may learn from images that have none.
@@ -79,6 +85,8 @@ class CrossArchDistill(SingleTeacherDistill):
         input_size: int | tuple[int, int] | None = None,
         student_stages: Sequence[str | dict] | None = None,
         teacher_stages: Sequence[str | dict] | None = None,
+        teacher_precision: str | None = None,
+        teacher_cache: dict | None = None,
         data_preprocessor: dict | nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
@@ -122,6 +130,12 @@ class CrossArchDistill(SingleTeacherDistill):
         self.teacher.eval()
         self._check_classes()
         self._prepare_teacher_input(teacher_input or {})
+        self._prepare_precision(teacher_precision)
+        self.teacher_cache = None
+        if teacher_cache is not None:
+            self.teacher_cache = TeacherCache(**teacher_cache)
+            self._check_cache()
+            self.teacher_cache.prepare(self.teacher)
         self._report()
 
     def _load_teacher(self, path: str | None) -> None:
@@ -170,6 +184,43 @@ class CrossArchDistill(SingleTeacherDistill):
             (self._teacher_scale == 1).all() and (self._teacher_shift == 0).all()
         )
 
+    def _prepare_precision(self, name: str | None) -> None:
+        names = ('bfloat16', 'float16', 'float32')
+        if name not in (None, *names):
+            raise SetupError(
+                f'model.teacher_precision: {name!r} is none of {", ".join(map(repr, names))}'
+            )
+        self._precision = name and getattr(torch, name)
+
+    def _check_cache(self) -> None:
+        kept = {'logits', 'pooled'}
+        recorders = self.distiller.teacher_recorders.recorders
+        for name, recorder in recorders.items():
+            if not isinstance(recorder, StageOutputsRecorder) or recorder.source not in kept:
+                raise SetupError(
+                    "model.teacher_cache holds the teacher's logits and pooled features, and the "
+                    f"distiller takes '{name}' too: leave the cache out, or (for an assistant) set "
+                    "distiller.connectors.NAME.first='student'"
+                )
+        if self.distiller.deliveries.deliveries:
+            raise SetupError(
+                'model.teacher_cache: distiller.distill_deliveries need the teacher to run: leave '
+                'one of the two out'
+            )
+        if getattr(self.data_preprocessor, 'batch_augments', None) is not None:
+            raise SetupError(
+                'model.teacher_cache: mixup and CutMix (data_preprocessor.batch_augments, or '
+                'train_cfg of the student) give the teacher other images in every run: leave them '
+                'or the cache out'
+            )
+
+    def teacher_input_description(self) -> str:
+        """Return what a teacher's input depends on, beside the student's images."""
+        images = _normalisation(self.data_preprocessor)
+        scale, shift = self._teacher_scale.flatten(), self._teacher_shift.flatten()
+        size, how = self._teacher_size, self._interpolation
+        return f'{images} {scale.tolist()} {shift.tolist()} {size} {how} {self._precision}'
+
     def _report(self) -> None:
         student = count_parameters(self.student)
         extra = count_parameters(self.distiller)
@@ -208,10 +259,15 @@ class CrossArchDistill(SingleTeacherDistill):
         deliveries = distiller.deliveries
         if self.distillation_stopped:
             deliveries = contextlib.nullcontext()
+        elif self.teacher_cache is not None:
+            self._replay_teacher(batch_inputs, data_samples)
         else:
             distiller.set_deliveries_override(False)
-            with distiller.teacher_recorders, deliveries, torch.no_grad():
-                self.teacher(self.teacher_inputs(batch_inputs), data_samples, mode='tensor')
+            with distiller.teacher_recorders, deliveries:
+                self._run_teacher(batch_inputs, data_samples)
+            if self._precision not in (None, torch.float32):
+                for recorder in distiller.teacher_recorders.recorders.values():
+                    recorder._data_buffer = [_in_float32(data) for data in recorder.data_buffer]
         losses = {}
         distiller.set_deliveries_override(True)
         with (
@@ -229,6 +285,33 @@ class CrossArchDistill(SingleTeacherDistill):
         return losses
 
     @torch.no_grad()
+    def _run_teacher(self, batch_inputs: Tensor, data_samples: list | None) -> None:
+        own = contextlib.nullcontext()
+        if self._precision is not None:
+            reduced = self._precision != torch.float32
+            own = torch.autocast(
+                batch_inputs.device.type, self._precision if reduced else None, enabled=reduced
+            )
+        with own:
+            self.teacher(self.teacher_inputs(batch_inputs), data_samples, mode='tensor')
+
+    def _replay_teacher(self, batch_inputs: Tensor, data_samples: list) -> None:
+        """Give the recorders what they would have recorded."""
+        if 'cache_slot' not in data_samples[0]:
+            raise SetupError(
+                'model.teacher_cache needs dict(type="mmkd_tas.EpochSeedHook") in custom_hooks, '
+                'which tells each image its place in the cache'
+            )
+        known = self.teacher_cache(
+            [sample.cache_slot for sample in data_samples],
+            lambda missing: self._run_teacher(
+                batch_inputs[missing], [data_samples[i] for i in missing]
+            ),
+        )
+        for recorder in self.distiller.teacher_recorders.recorders.values():
+            recorder._data_buffer = [known[recorder.source].to(batch_inputs.device)]
+
+    @torch.no_grad()
     def teacher_val_step(self, data: dict) -> list[BaseDataElement]:
         """Return the teacher's predictions for a batch of the student's data loader."""
         data = self.data_preprocessor(data, False)
@@ -244,7 +327,7 @@ class CrossArchDistill(SingleTeacherDistill):
 
     def __deepcopy__(self, memo: dict) -> 'CrossArchDistill':
         """Copy all but the teacher, which never changes (mmengine copies models for EMA)."""
-        for shared in (self.teacher, self.distiller.teacher_recorders):
+        for shared in (self.teacher, self.distiller.teacher_recorders, self.teacher_cache):
             memo[id(shared)] = shared
         memo[id(self)] = copied = type(self).__new__(type(self))
         copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
@@ -260,6 +343,10 @@ def _batch_augments(student: dict | BaseModel) -> dict | None:
     if isinstance(student, dict) and 'cfg_path' in student:
         student = get_config(student['cfg_path']).model
     return student.get('train_cfg') if isinstance(student, dict) else None
+
+
+def _in_float32(data: Any) -> Any:
+    return data.float() if isinstance(data, Tensor) and data.is_floating_point() else data
 
 
 def _pretrained(cfg: dict) -> bool:

@@ -1,0 +1,188 @@
+"""What a teacher says about each image, kept on disk."""
+
+import hashlib
+import json
+import math
+import os
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.dist import barrier, is_main_process
+from torch import Tensor, nn
+
+from ...checkpoint import fingerprint
+from ...compat import write_whole
+from ...errors import SetupError
+from ...stages import StageOutputsRecorder, view_of
+
+
+class TeacherCache:
+    r"""Logits and pooled features of a frozen teacher, stored once and then replayed.
+
+    Every image has one slot for each of its augmentations, which repeat after as many
+    epochs, and are the same in every run: another run with this teacher and these data
+    finds them stored, whatever its seed, student and method. Numbers are kept in float16,
+    and what is computed goes through the store, too, so that a run that fills the
+    cache equals one that replays it. Every slot has a checksum: what a crash left half
+    written is computed anew.
+
+    With ``top_k`` only the largest logits z of an image are kept, and the logarithm of
+    what the others sum up to; these get equal shares of it, so that
+    :math:`p = \mathrm{softmax}(z)` of the kept classes is unchanged. Source for storing
+    per augmentation, and for such shares: Shen and Xing, "A Fast Knowledge Distillation
+    Framework for Visual Recognition", ECCV 2022.
+
+    Args:
+        path: A folder.
+        augmentations: Number of epochs after which the augmentations repeat.
+        top_k: Number of logits to keep of an image; by default all.
+        max_gb: The cache does not start if it would need more disk, in 10^9 bytes.
+
+    Raises:
+        SetupError: If an argument is not understood.
+    """
+
+    def __init__(
+        self, path: str, augmentations: int = 1, top_k: int | None = None, max_gb: float = 20.0
+    ) -> None:
+        for name, value in (('augmentations', augmentations), ('top_k', top_k or 1)):
+            if not isinstance(value, int) or value < 1:
+                raise SetupError(f'model.teacher_cache.{name}: {value!r} is not a number from 1 up')
+        self.path = Path(path)
+        self.augmentations = augmentations
+        self.top_k = top_k
+        self.max_gb = max_gb
+        self._rows = self._checks = None
+
+    def prepare(self, teacher: nn.Module) -> None:
+        """Watch a teacher's logits and pooled features."""
+        view = view_of(teacher)
+        self.classes = view.num_classes
+        if self.top_k is not None and self.top_k >= self.classes:
+            raise SetupError(
+                f'model.teacher_cache.top_k: {self.top_k} is not below the {self.classes} classes; '
+                'leave it out'
+            )
+        self.teacher = teacher
+        self._recorders = {name: StageOutputsRecorder(name) for name in ('logits', 'pooled')}
+        for recorder in self._recorders.values():
+            recorder.initialize(teacher)
+        kept = [('pooled', '<f2', (view.width,)), ('logits', '<f2', (self.top_k or self.classes,))]
+        if self.top_k:
+            kept += [('classes', '<i4', (self.top_k,)), ('rest', '<f2')]
+        self._dtype = np.dtype(kept)
+
+    def open(self, images: int, made_from: dict[str, str]) -> None:
+        """Open the files, or create them.
+
+        Args:
+            images: Number of images of the training data.
+            made_from: What the stored numbers depend on beside the teacher's weights.
+
+        Raises:
+            SetupError: If the cache in the folder was made from something else, or there
+                is no room for a new one.
+        """
+        slots = images * self.augmentations
+        size = slots * (self._dtype.itemsize + 4)
+        made_from = {
+            'teacher': fingerprint(self.teacher),
+            'slots': f'{images} images x {self.augmentations} augmentations',
+            'numbers': f'{self._dtype.descr}',
+            **made_from,
+        }
+        if is_main_process():
+            self._create(size, slots, made_from)
+        barrier()
+        self._rows = np.memmap(self.path / 'records', self._dtype, 'r+', shape=slots)
+        self._checks = np.memmap(self.path / 'checksums', '<u4', 'r+', shape=slots)
+
+    def _create(self, size: int, slots: int, made_from: dict[str, str]) -> None:
+        about = self.path / 'about.json'
+        if about.is_file():
+            known = json.loads(about.read_text())
+            if other := [key for key, value in made_from.items() if known.get(key) != value]:
+                raise SetupError(
+                    f"model.teacher_cache.path: the cache in '{self.path}' was made with another "
+                    f'{" and ".join(other)}: give another folder, or delete this one'
+                )
+            return
+        if size > self.max_gb * 1e9:
+            raise SetupError(
+                f'model.teacher_cache: it would take {size / 1e9:.2f} GB, and max_gb is '
+                f'{self.max_gb}: raise that, or lower augmentations or top_k'
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        for name, length in (('records', self._dtype.itemsize), ('checksums', 4)):
+            with open(self.path / name, 'wb') as file:
+                # Now, and not when a write into the mapped file fails, is the time to find out.
+                try:
+                    os.posix_fallocate(file.fileno(), 0, slots * length)
+                except OSError as error:
+                    raise SetupError(
+                        f'model.teacher_cache.path: there is no room for {size / 1e9:.2f} GB in '
+                        f"'{self.path}' ({error.strerror})"
+                    ) from error
+        write_whole(json.dumps(made_from, indent=1).encode(), about)
+
+    def __call__(self, slots: list[int], forward: Callable[[Tensor], None]) -> dict[str, Tensor]:
+        """Return logits ``(N, C)`` and pooled features ``(N, D)``, float32.
+
+        Args:
+            slots: Of the N images.
+            forward: Runs the teacher on those images of the batch whose indices it gets.
+        """
+        rows = self._rows[slots]
+        stored = self._checks[slots]
+        missing = [i for i, row in enumerate(rows) if _checksum(row) != stored[i]]
+        if missing:
+            with self._recorders['logits'], self._recorders['pooled'], torch.no_grad():
+                forward(torch.tensor(missing))
+            computed = self._packed(
+                *(self._recorders[name].get_record_data().float() for name in ('pooled', 'logits'))
+            )
+            for recorder in self._recorders.values():
+                recorder.reset_data_buffer()
+            for i, row in zip(missing, computed, strict=True):
+                rows[i] = row
+                self._rows[slots[i]] = row
+                self._checks[slots[i]] = _checksum(row)
+        return self._unpacked(rows)
+
+    def _packed(self, pooled: Tensor, logits: Tensor) -> np.ndarray:
+        rows = np.zeros(len(logits), self._dtype)
+        if self.top_k:
+            kept, classes = logits.topk(self.top_k, dim=1)
+            others = logits.scatter(1, classes, -math.inf)
+            rows['classes'] = classes.cpu()
+            rows['rest'] = others.logsumexp(1).cpu()
+            logits = kept
+        largest = torch.finfo(torch.float16).max
+        for name, values in (('pooled', pooled), ('logits', logits)):
+            rows[name] = values.clamp(-largest, largest).cpu()
+        return rows
+
+    def _unpacked(self, rows: np.ndarray) -> dict[str, Tensor]:
+        kept, pooled = (torch.from_numpy(rows[k].astype(np.float32)) for k in ('logits', 'pooled'))
+        if not self.top_k:
+            return dict(logits=kept, pooled=pooled)
+        rest = torch.from_numpy(rows['rest'].astype(np.float32))
+        share = rest - math.log(self.classes - self.top_k)
+        logits = share[:, None].repeat(1, self.classes)
+        classes = torch.from_numpy(rows['classes'].astype(np.int64))
+        return dict(logits=logits.scatter(1, classes, kept), pooled=pooled)
+
+
+def _checksum(row: np.void) -> int:
+    return zlib.crc32(row.tobytes()) or 1  # 0 is what an empty slot has
+
+
+def data_fingerprint(dataset) -> str:
+    """Return the SHA-256 of a data set's list of samples: paths or pixels, and labels."""
+    dataset.full_init()
+    if dataset.serialize_data:
+        return hashlib.sha256(dataset.data_bytes.tobytes()).hexdigest()
+    return hashlib.sha256(repr(dataset.data_list).encode()).hexdigest()

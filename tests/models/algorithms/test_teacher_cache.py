@@ -1,0 +1,192 @@
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers import TINY
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from mmengine.runner import Runner
+from pairs import batch, distillation
+
+from mmkd_tas.errors import SetupError
+from mmkd_tas.models.algorithms.teacher_cache import TeacherCache
+
+METHODS = ('kd', 'dkd', 'dist', 'ofa', 'hcd', 'rsd', 'tas')
+_names = itertools.count()
+
+
+def run(folder, seed=0, method='kd', options=None, **cache):
+    """Train for three epochs; return the weights and how many images the teacher has seen."""
+    config = Config.fromfile(TINY)
+    distiller = Config.fromfile(f'configs/_base_/methods/{method}.py').distiller
+    config.model.architecture.pop('train_cfg')
+    config.model.distiller = distiller.to_dict()
+    config.model.teacher_cache = dict(path=str(folder / 'cache'), **cache)
+    config.model.input_size = 16
+    config.merge_from_dict(
+        {
+            'work_dir': str(folder / f'run{next(_names)}'),
+            'randomness.seed': seed,
+            'val_cfg': None,
+            'val_dataloader': None,
+            'val_evaluator': None,
+            **(options or {}),
+        }
+    )
+    checkpoint = folder / 'teacher.pth'  # the same teacher in all runs
+    if not checkpoint.exists():
+        folder.mkdir(exist_ok=True)
+        torch.save(MODELS.build(config.model.teacher).state_dict(), checkpoint)
+    config.model.setdefault('teacher_ckpt', str(checkpoint))
+    config.experiment_name = f'cache{next(_names)}'
+    runner = Runner.from_cfg(config)
+    seen = []
+    runner.model.teacher.register_forward_hook(lambda _, args, out: seen.append(len(args[0])))
+    runner.train()
+    return runner.model.state_dict(), sum(seen)
+
+
+def same(a, b):
+    return all(torch.equal(value, b[key]) for key, value in a.items())
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch, request):
+    monkeypatch.chdir(request.config.rootpath)
+
+
+def test_a_run_that_fills_the_cache_equals_one_that_replays_it(tmp_path):
+    first, seen = run(tmp_path, augmentations=2)
+    assert seen == 80  # 40 images in two augmentations, and a third epoch
+    again, seen = run(tmp_path, augmentations=2)
+    assert seen == 0
+    assert same(first, again)
+    _, seen = run(tmp_path, augmentations=2, seed=1, method='ofa')
+    assert seen == 0
+
+
+def test_the_augmentations_are_as_many_as_asked_for(tmp_path):
+    def kept(name, **cache):
+        folder = tmp_path / name
+        options = {'train_cfg.max_epochs': 2, 'model.teacher_cache.path': str(folder)}
+        run(tmp_path, options=options, **cache)
+        numbers = np.dtype([('pooled', '<f2', (32,)), ('logits', '<f2', (10,))])
+        return np.fromfile(folder / 'records', numbers)['logits'].reshape(-1, 40, 10)
+
+    one = kept('one', augmentations=1)
+    two = kept('two', augmentations=2)
+    assert (one[0] == two[0]).all()
+    assert (two[0] != two[1]).any(axis=1).mean() > 0.9
+
+
+def test_what_a_crash_left_half_written_is_computed_anew(tmp_path):
+    first, _ = run(tmp_path)
+    with open(tmp_path / 'cache/records', 'r+b') as file:
+        file.seek(3 * 84 + 10)
+        file.write(b'\1\2\3')
+    again, seen = run(tmp_path)
+    assert seen == 1
+    assert same(first, again)
+
+
+def test_the_cached_numbers_are_those_of_the_teacher(tmp_path):
+    """Up to float16: the cache gives what the teacher gives."""
+    plain = distillation('kd', 'vit', 'resnet')
+    images, _ = batch(plain)
+    cache = TeacherCache(tmp_path)
+    cache.prepare(plain.teacher)
+    cache.open(8, {})
+
+    def forward(missing):
+        plain.teacher(images[missing], mode='tensor')
+
+    plain.teacher.eval()
+    for _ in range(2):
+        found = cache([3, 1, 7, 0], forward)
+        logits = plain.teacher(images, mode='tensor')
+        torch.testing.assert_close(found['logits'], logits, rtol=2e-3, atol=1e-3)
+        assert found['pooled'].shape == (4, plain.teacher.stage_view.width)
+
+
+@pytest.mark.parametrize('scale', [1.0, 30.0])
+def test_the_largest_logits_keep_their_probabilities(tmp_path, scale):
+    model = distillation('kd', 'vit', 'resnet')
+    cache = TeacherCache(tmp_path, top_k=3)
+    cache.prepare(model.teacher)
+    logits = scale * torch.randn(5, cache.classes)
+    found = cache._unpacked(cache._packed(torch.zeros(5, model.teacher.stage_view.width), logits))
+    top = logits.topk(3, dim=1).indices
+    expected, got = (x.double().softmax(1) for x in (logits, found['logits']))
+    torch.testing.assert_close(got.gather(1, top), expected.gather(1, top), rtol=0.05, atol=2e-3)
+    others = torch.ones_like(got, dtype=torch.bool).scatter(1, top, False)
+    rest = got[others].view(5, -1)
+    assert torch.equal(rest.amin(1), rest.amax(1))
+    expected = expected[others].view(5, -1).sum(1)
+    torch.testing.assert_close(rest.sum(1), expected, rtol=0.1, atol=2e-3)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_methods_that_take_logits_and_pooled_features(tmp_path, method):
+    options = {'connectors.assistant.first': 'student'} if method == 'tas' else {}
+    model = distillation(
+        method, 'vit', 'resnet', options, teacher_cache=dict(path=str(tmp_path))
+    ).train()
+    model.teacher_cache.open(8, {})
+    seen = []
+    model.teacher.register_forward_hook(lambda *_: seen.append(1))
+    images, samples = batch(model)
+    for slot, sample in enumerate(samples):
+        sample.set_field(slot, 'cache_slot', field_type='metainfo')
+    first = model(images, samples, mode='loss')
+    assert len(seen) == 1 + (method == 'tas')  # the assistant's own last stages
+    seen.clear()
+    again = model(images, samples, mode='loss')
+    assert len(seen) == (method == 'tas')
+    for name, value in first.items():
+        if name.startswith('distill') and 'dropout' not in name:
+            torch.testing.assert_close(again[name], value, rtol=0.2, atol=0.2)
+
+
+def test_an_assistant_that_starts_with_the_teacher_needs_it(tmp_path):
+    with pytest.raises(SetupError, match="takes 'teacher.stage3' too: .*first='student'"):
+        distillation('tas', 'vit', 'resnet', teacher_cache=dict(path=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ('options', 'cache', 'saying'),
+    [
+        ({'train_dataloader.dataset.num_train': 50}, {}, 'another slots and data set'),
+        ({'train_dataloader.dataset.pipeline.0.padding': 1}, {}, 'another pipeline'),
+        ({'data_preprocessor.std': [90.0] * 3}, {}, 'another input of the teacher'),
+        ({'model.teacher_precision': 'bfloat16'}, {}, 'another input of the teacher'),
+        ({'model.teacher_ckpt': None}, {}, 'with another teacher:'),
+        ({'model.teacher_cache.max_gb': 1e-6, 'model.teacher_cache.path': 'x'}, {}, 'raise that'),
+        ({'custom_hooks': []}, {}, 'needs dict.*EpochSeedHook'),
+        (
+            {'model.architecture.train_cfg.augments': dict(type='CutMix', alpha=1.0)},
+            {},
+            'mixup and',
+        ),
+        ({}, dict(augmentations=3), 'another slots'),
+        ({}, dict(top_k=2), 'another numbers'),
+        ({}, dict(augmentations=0), 'not a number from 1 up'),
+        ({}, dict(top_k=10), 'below the 10 classes'),
+    ],
+)
+def test_mistakes(tmp_path_factory, options, cache, saying):
+    folder = tmp_path_factory.getbasetemp() / 'filled'
+    if not folder.exists():
+        run(folder)
+    with pytest.raises(SetupError, match=saying):
+        run(folder, options=options, **cache)
+
+
+def test_no_room_on_the_disk(tmp_path):
+    with pytest.raises(SetupError, match='there is no room for .* GB'):
+        run(tmp_path, augmentations=10**11, max_gb=1e20)
+    assert not (tmp_path / 'cache/about.json').exists()
+    _, seen = run(tmp_path)
+    assert seen == 40
+    assert json.loads((tmp_path / 'cache/about.json').read_text())['slots'].startswith('40 images')
