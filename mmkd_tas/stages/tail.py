@@ -144,6 +144,8 @@ class Tail:
             for call in self._passed:
                 stack.enter_context(_changed(self._module(call), 'training', False))
             for module in model.modules():
+                if module._compiled_call_impl is not None:  # knows nothing of the replay
+                    stack.enter_context(_changed(module, '_compiled_call_impl', None))
                 if isinstance(module, _BatchNorm) and module.training:
                     stack.enter_context(_changed(module, 'track_running_stats', False))
                 # A recomputation in backward would find the replay gone.

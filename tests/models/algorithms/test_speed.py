@@ -1,0 +1,158 @@
+"""What makes a training faster or smaller changes nothing else."""
+
+import copy
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from pairs import batch, distillation, total
+from zoo import ZOO
+
+from mmkd_tas.errors import SetupError
+
+PAIRS = [
+    ('resnet', 'vit'),
+    ('vit', 'resnet'),
+    ('mlp_mixer', 'timm_swin'),
+    ('convnext', 'deit_distilled'),
+]
+
+
+def gradients(model, data, precision=None):
+    """Return losses and gradients of one step in evaluation mode (without dropout)."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    with torch.autocast('cpu', precision or torch.bfloat16, enabled=precision is not None):
+        losses = model(*data, mode='loss')
+    total(losses).backward()
+    return (
+        {name: value.detach() for name, value in losses.items()},
+        {name: p.grad for name, p in model.named_parameters() if p.grad is not None},
+    )
+
+
+def compared(method, student, teacher, **options):
+    """Return losses and gradients of a plain distillation, and of one with options."""
+    results, weights, data = [], None, None
+    for keys in ({}, options):
+        model = distillation(method, student, teacher, **keys)
+        if weights is None:
+            weights = [copy.deepcopy(m.state_dict()) for m in (model, model.teacher)]
+            data = batch(model)
+        for part, state in zip((model, model.teacher), weights, strict=True):
+            part.load_state_dict(state)
+        results.append(gradients(model.train(), data))
+    return results
+
+
+def assert_alike(found, expected, tolerance):
+    for a, b in zip(found, expected, strict=True):
+        assert a.keys() == b.keys()
+    for name, value in expected[0].items():
+        if not name.endswith('acc'):
+            torch.testing.assert_close(found[0][name], value, rtol=tolerance, atol=tolerance)
+    a, b = (torch.cat([g.flatten() for g in grads.values()]) for _, grads in (found, expected))
+    assert (a - b).norm() <= tolerance * b.norm()
+
+
+@pytest.mark.parametrize('method', ['kd', 'ofa', 'tas', 'hcd'])
+@pytest.mark.parametrize(('student', 'teacher'), PAIRS)
+def test_channels_last(method, student, teacher):
+    plain, fast = compared(method, student, teacher, channels_last=True)
+    assert_alike(fast, plain, 1e-3)
+
+
+@pytest.mark.parametrize('method', ['kd', 'tas'])
+@pytest.mark.parametrize(('student', 'teacher'), PAIRS)
+def test_compiled(method, student, teacher):
+    options = dict(backend='aot_eager')
+    plain, fast = compared(
+        method, student, teacher, student_compile=options, teacher_compile=options
+    )
+    assert_alike(fast, plain, 1e-3)
+
+
+def test_what_is_compiled():
+    model = distillation('tas', 'resnet', 'vit', teacher_compile=True, student_compile=True)
+    for part in (model.student, model.teacher):
+        compiled = [m for m in part.modules() if m._compiled_call_impl is not None]
+        assert compiled
+        hooked = [m for m in part.modules() if m._forward_hooks or m._forward_pre_hooks]
+        assert hooked
+        assert not {*hooked} & {m for c in compiled for m in c.modules()}
+    copied = copy.deepcopy(model)  # as for averaged weights: it must not run the original's code
+    assert not any(m._compiled_call_impl for m in copied.student.modules())
+
+
+@pytest.mark.parametrize('precision', ['bfloat16', 'float32'])
+@pytest.mark.parametrize(('student', 'teacher'), PAIRS[:2])
+@pytest.mark.parametrize('method', ['ofa', 'tas', 'rsd'])
+def test_the_precision_of_the_teacher(method, student, teacher, precision):
+    plain, fast = compared(method, student, teacher, teacher_precision=precision)
+    assert_alike(fast, plain, 0.1 if precision == 'bfloat16' else 0)
+    assert all(value.dtype == torch.float32 for value in fast[0].values())
+    if precision == 'bfloat16':
+        assert any((fast[0][name] != value).any() for name, value in plain[0].items())
+
+
+def test_unknown_precision():
+    with pytest.raises(SetupError, match="teacher_precision: 'fp8' is none of 'bfloat16'"):
+        distillation('kd', 'resnet', 'vit', teacher_precision='fp8')
+
+
+@pytest.mark.parametrize('method', ['kd', 'ofa', 'tas', 'hcd', 'rsd'])
+@pytest.mark.parametrize('teacher', ['resnet', 'timm_swin'])
+@pytest.mark.parametrize(
+    'student',
+    [
+        dict(type='TimmClassifier', model_name='test_vit', img_size=64, num_classes=5),
+        dict(type='TimmClassifier', model_name='test_convnext', num_classes=5),
+        dict(
+            type='ImageClassifier',
+            backbone=dict(
+                type='SwinTransformer',
+                arch=dict(embed_dims=16, depths=[1] * 4, num_heads=[1] * 4),
+                img_size=64,
+                window_size=2,
+                drop_path_rate=0.0,
+            ),
+            neck=dict(type='GlobalAveragePooling'),
+            head=dict(type='LinearClsHead', in_channels=128, num_classes=5),
+        ),
+        dict(
+            type='ImageClassifier',
+            backbone=dict(type='ResNet', depth=18),
+            neck=dict(type='GlobalAveragePooling'),
+            head=dict(type='LinearClsHead', in_channels=512, num_classes=5),
+        ),
+    ],
+    ids=['timm-vit', 'timm-convnext', 'swin', 'resnet'],
+)
+def test_gradient_checkpointing(method, student, teacher):
+    """Recomputed in the backward pass: mmpretrain's and timm's ``with_cp``."""
+    distiller = Config.fromfile(f'configs/_base_/methods/{method}.py').distiller
+    results, states = [], None
+    for with_cp in (False, True):
+        architecture = copy.deepcopy(student)
+        (architecture if 'model_name' in student else architecture['backbone'])['with_cp'] = with_cp
+        model = MODELS.build(
+            dict(
+                type='mmkd_tas.CrossArchDistill',
+                architecture=architecture,
+                teacher={**copy.deepcopy(ZOO[teacher].cfg)},
+                distiller=distiller,
+                input_size=64,
+                teacher_input=dict(size=ZOO[teacher].size),
+                data_preprocessor=dict(num_classes=5),
+            )
+        )
+        if states is None:
+            model.student.init_weights()
+            states = [copy.deepcopy(m.state_dict()) for m in (model, model.teacher)]
+            data = batch(model)
+        for part, state in zip((model, model.teacher), states, strict=True):
+            part.load_state_dict(state)
+        results.append(gradients(model.train(), data))
+    assert_alike(results[1], results[0], 1e-5)
