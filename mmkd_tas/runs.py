@@ -60,6 +60,11 @@ class Run:
         return self.val[max(self.val)].get('accuracy/top1') if self.val else None
 
     @property
+    def losses(self) -> dict[int, float]:
+        """Training loss by iteration: of a distillation the student's own, without its terms."""
+        return {i: m.get('student.loss', m['loss']) for i, m in sorted(self.train.items())}
+
+    @property
     def seconds(self) -> float:
         """Time spent in training steps and their data loading, seconds."""
         steps = sorted(self.train)

@@ -15,7 +15,8 @@ from mmkd_tas.runs import Run
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
-        description='Print a table of trainings, and plot their accuracy on the validation data.'
+        description='Print a table of trainings, and plot their accuracy on the validation '
+        'data and their training loss.'
     )
     parser.add_argument('runs', nargs='+', metavar='[NAME=]WORK_DIR')
     parser.add_argument('--out', help='write the plot to this .png, .svg or .pdf file')
@@ -34,24 +35,23 @@ def print_table(runs: list[Run]) -> None:
 
 
 def plot(runs: list[Run], out: str) -> None:
-    """Plot top-1 accuracy over the share of the training that is done."""
+    """Plot top-1 accuracy and training loss over the share of the training that is done."""
     mpl.use('Agg')
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout='constrained')
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2), layout='constrained')
     for run in runs:
-        epochs = sorted(epoch for epoch, m in run.val.items() if 'accuracy/top1' in m)
-        if not epochs:
-            continue
-        axes.plot(
-            [100 * epoch / epochs[-1] for epoch in epochs],
-            [run.val[epoch]['accuracy/top1'] for epoch in epochs],
-            marker='.',
-            label=f'{run.label} ({run.top1:.1f})',
-        )
-    axes.set(xlabel='training done (%)', ylabel='top-1 accuracy, validation (%)')
-    axes.grid(alpha=0.3)
-    axes.legend(loc='lower right')
+        top1 = {e: m['accuracy/top1'] for e, m in sorted(run.val.items()) if 'accuracy/top1' in m}
+        label = f'{run.label} ({run.top1:.1f})' if top1 else run.label
+        for axes, values in ((left, top1), (right, run.losses)):
+            done = [100 * step / max(values) for step in values]
+            axes.plot(done, list(values.values()), marker='.', label=label)
+    left.set(ylabel='top-1 accuracy, validation (%)')
+    right.set(ylabel='training loss, without the terms of distillation', yscale='log')
+    for axes in (left, right):
+        axes.set(xlabel='training done (%)')
+        axes.grid(alpha=0.3)
+    left.legend(loc='lower right')
     buffer = io.BytesIO()
     figure.savefig(buffer, format=out.rpartition('.')[2], dpi=150)
     write_whole(buffer.getvalue(), out)
@@ -67,7 +67,7 @@ def main() -> None:
     print_table(runs)
     if args.out:
         plot(runs, args.out)
-        print(f'accuracy curves: {args.out}')
+        print(f'curves: {args.out}')
 
 
 if __name__ == '__main__':

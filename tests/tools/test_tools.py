@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import socket
 
 import mmengine
@@ -10,6 +11,7 @@ import safetensors.torch
 import timm
 import torch
 from helpers import REPO, TINY, ends_with, fails, run_tool, train
+from matplotlib import pyplot as plt
 from mmengine.config import Config
 from mmengine.runner import Runner
 
@@ -93,6 +95,21 @@ def test_compare_runs(finished, tmp_path):
     for text in ('mine', 'run', f'{last_top1(finished):.2f}', f'{parameters:,}'):
         assert text in process.stdout
     assert (tmp_path / 'curves.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_the_curves(finished, tmp_path):
+    run = Run.read(finished)
+    runpy.run_path(str(TOOLS / 'compare_runs.py'))['plot']([run], str(tmp_path / 'curves.png'))
+    accuracy, loss = (axes.lines[0] for axes in plt.gcf().axes)
+    plt.close()
+    assert list(accuracy.get_xdata()) == [50, 100]
+    assert list(accuracy.get_ydata()) == [run.val[epoch]['accuracy/top1'] for epoch in (1, 2)]
+    assert list(loss.get_xdata()) == pytest.approx(list(range(10, 101, 10)))
+    # what the student alone is trained with, to compare with
+    assert list(loss.get_ydata()) == [run.train[step]['student.loss'] for step in range(1, 11)]
+    assert run.train[1]['student.loss'] != run.train[1]['loss']
+    alone = Run('alone', tmp_path, train={2: {'loss': 3.0}, 1: {'loss': 4.0}})
+    assert list(alone.losses.items()) == [(1, 4.0), (2, 3.0)]
 
 
 def test_a_run_is_read_as_it_was_logged(finished, tmp_path):
