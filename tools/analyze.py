@@ -110,12 +110,12 @@ def parse_args() -> argparse.Namespace:
 
 def load_models(config: Config, args: argparse.Namespace) -> tuple[CrossArchDistill, BaseModel]:
     """Return the distillation of the checkpoint, and the student before."""
-    kind = config.model.get('type')
-    kind = MODELS.get(kind) if isinstance(kind, str) else kind
+    name = config.get('model', {}).get('type')
+    kind = MODELS.get(name) if isinstance(name, str) else name
     if not (inspect.isclass(kind) and issubclass(kind, CrossArchDistill)):
         raise SetupError(
-            f"config: model.type of '{args.config}' is {config.model.get('type')!r}; give the "
-            "config of a distillation, 'mmkd_tas.CrossArchDistill'"
+            f"config: model.type of '{args.config}' is {name!r}; give the config "
+            " of a distillation, 'mmkd_tas.CrossArchDistill'"
         )
     if config.get('data_preprocessor'):
         config.model.setdefault('data_preprocessor', config.data_preprocessor)
@@ -319,7 +319,7 @@ def draw_agreement(measured: Measured) -> Figure:
             place = (accuracy['teacher'][i], accuracy['student after'][i])
             ax.annotate(measured.classes[i], place, (5, -3), textcoords='offset points', fontsize=8)
         ax.set(xlabel="teacher's accuracy (%)", ylabel="student's accuracy (%)")
-        ax.set_title('Each class: accuracy and agreement of teacher and student after')
+        ax.set_title('Classes: accuracy of teacher and student after, and their agreement')
         return figure
     order = in_order(agreement)
     figure, ax = plt.subplots(figsize=(max(6, 0.8 * len(order) + 3), 4.5), layout='constrained')

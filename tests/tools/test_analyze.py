@@ -1,15 +1,16 @@
 import re
 import runpy
+import sys
+from argparse import Namespace
 from html.parser import HTMLParser
 
 import pytest
 import torch
 from helpers import REPO, TINY, ends_with, train
 from matplotlib import pyplot as plt
-from mmengine.config import Config
-from mmengine.registry import MODELS
 
 from mmkd_tas.analysis import MinibatchCKA
+from mmkd_tas.configs import load_config
 from mmkd_tas.runs import Run
 
 ANALYZE = REPO / 'tools/analyze.py'
@@ -48,15 +49,17 @@ class References(HTMLParser):
             self.open = False
 
 
+def analyze(*args):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'argv', list(map(str, [ANALYZE, *args])))
+        runpy.run_path(str(ANALYZE), run_name='__main__')
+
+
 def test_the_report(distilled, tmp_path, monkeypatch, capsys):
     work_dir, config = distilled
-    student = MODELS.build(Config.fromfile(TINY).model.architecture)
-    torch.save(student.state_dict(), tmp_path / 'before.pth')
     monkeypatch.chdir(tmp_path)
-    arguments = [config, work_dir, '--before', 'before.pth', '--image-index', 796]
-    arguments += ['--images', 300, '--out', 'new/<out>']
-    monkeypatch.setattr('sys.argv', list(map(str, [ANALYZE, *arguments])))
-    runpy.run_path(str(ANALYZE), run_name='__main__')
+    arguments = ['--before', work_dir, '--images', 300, '--image-index', 796]
+    analyze(config, work_dir, *arguments, '--out', 'new/<out>')
     assert 'validation images' in capsys.readouterr().out
     out = tmp_path / 'new/<out>'
     assert {p.name for p in out.iterdir()} == {
@@ -69,11 +72,12 @@ def test_the_report(distilled, tmp_path, monkeypatch, capsys):
     assert '://' not in text
     assert 'url(' not in text
     assert '300 of the images in mini-batches of 200' in ' '.join(text.split())
-    assert 'that of before.pth' in text
+    assert f'that of {work_dir}' in text
     # what training and its preflight said
     run = Run.read(work_dir)
     cells = [page.cells[i : i + 3] for i in range(0, 12, 3)]
     assert [row[0] for row in cells] == ['teacher', 'assistant', 'student before', 'student after']
+    assert cells[2][1:] == cells[3][1:]
     assert cells[3][1] == f'{run.top1:.1f}'
     assert cells[0][1:] == [f'{run.teacher["accuracy/top1"]:.1f}', '100.0']
     # ten classes with all the images
@@ -82,6 +86,24 @@ def test_the_report(distilled, tmp_path, monkeypatch, capsys):
     assert sum(int(row[1]) for row in rows) == 797
     agreements = [float(row[2]) for row in rows]
     assert agreements == sorted(agreements, reverse=True)
+
+
+def test_with_a_new_student_before(distilled, tmp_path):
+    work_dir, config = distilled
+    analyze(config, work_dir / 'epoch_1.pth', '--images', 8, '--out', tmp_path)
+    text = (tmp_path / 'report.html').read_text()
+    assert 'is one initialised anew' in text
+    cells = References(text).cells
+    assert cells[7:9] != cells[10:12]
+
+
+def test_the_classes_of_a_batch_are_mixed(distilled):
+    config = load_config(distilled[1])
+    load_data = runpy.run_path(str(ANALYZE))['load_data']
+    loader = load_data(config, Namespace(config='', image_index=0, images=8))
+    order = [sample.sample_idx for batch in loader for sample in batch['data_samples']]
+    assert order != sorted(order)
+    assert sorted(order) == list(range(797))
 
 
 def test_many_classes_and_names_in_need_of_quotes():
@@ -139,6 +161,8 @@ def test_bad_input(distilled, tmp_path, monkeypatch):
     alone = tmp_path / 'alone.py'
     alone.write_text(f"_base_ = '{TINY}'\nmodel = dict(_delete_=True, type='ImageClassifier')\n")
     assert "is 'ImageClassifier'; give the config of a distillation" in bad(config=alone)
+    data = REPO / 'configs/_base_/datasets/digits.py'
+    assert 'is None; give the config of a distillation' in bad(config=data)
     assert "no config file at 'none.py'" in bad(config='none.py')
     assert "no checkpoint file at 'none.pth'" in bad(checkpoint='none.pth')
     assert 'no whole checkpoint in' in bad(checkpoint=tmp_path)
@@ -153,6 +177,8 @@ def test_bad_input(distilled, tmp_path, monkeypatch):
     assert 'at least 4 images, and there are 3 of 797' in bad('--images', '3')
     assert 'in batches of 2' in bad('--cfg-options', 'val_dataloader.batch_size=2')
     assert 'has none' in bad('--cfg-options', 'val_dataloader=None')
+    options = 'val_dataloader.dataset.metainfo.classes=[a,b]'
+    assert 'has 2 classes and the student 10' in bad('--cfg-options', options)
     assert "has no 'val_dataloadr'" in bad('--cfg-options', 'val_dataloadr.batch_size=2')
     (tmp_path / 'out').write_text('')
     assert re.search("'out': .*exists", bad())
