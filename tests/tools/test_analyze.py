@@ -125,6 +125,27 @@ def test_many_classes_and_names_in_need_of_quotes():
     assert '<td>&lt;0&gt;</td><td>80.0</td>' in tool['table'](['a', 'b'], [(names[0], 80)])
 
 
+def test_few_classes_as_bars():
+    tool = runpy.run_path(str(ANALYZE))
+    labels = torch.tensor([0, 0, 1, 1, 1, 1])
+    predictions = {
+        'teacher': torch.tensor([0, 0, 1, 1, 1, 0]),
+        'student before': labels,
+        'student after': torch.tensor([0, 1, 1, 1, 1, 0]),
+    }
+    measured = tool['Measured'](labels, predictions, [], MinibatchCKA(), ['a', 'b'])
+    axes = tool['draw_agreement'](measured).axes[0]
+    plt.close()
+    assert [text.get_text() for text in axes.get_xticklabels()] == ['b', 'a']
+    assert [bar.get_height() for bar in axes.patches] == [100, 50]
+    lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+    assert lines == {
+        'accuracy of teacher': [75, 100],
+        'accuracy of student before': [100, 100],
+        'accuracy of student after': [75, 50],
+    }
+
+
 def test_cka_is_drawn_from_0_to_1():
     tool = runpy.run_path(str(ANALYZE))
     cka = MinibatchCKA()
