@@ -16,6 +16,7 @@ custom_hooks = [
     dict(type='mmkd_tas.EpochSeedHook'),
     # a loss that is NaN or infinite ends the run; action='skip' leaves the step out
     dict(type='mmkd_tas.FiniteLossHook'),
+    dict(type='mmkd_tas.ProgressHook'),
 ]
 
 env_cfg = dict(

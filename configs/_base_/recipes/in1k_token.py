@@ -44,5 +44,6 @@ custom_hooks = [
     dict(type='mmkd_tas.PreflightHook'),
     dict(type='mmkd_tas.EpochSeedHook'),
     dict(type='mmkd_tas.FiniteLossHook'),
+    dict(type='mmkd_tas.ProgressHook'),
     dict(type='EMAHook', momentum=4e-5, priority='ABOVE_NORMAL'),
 ]
