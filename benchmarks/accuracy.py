@@ -45,7 +45,7 @@ def parse_args() -> argparse.Namespace:
 
 def arguments(protocol: Config, role: str, pair: str, row: str | None = None) -> list[str]:
     """Return the arguments of tools/train.py for a teacher or a student, up to seed and files."""
-    cell = protocol.rows[row] if row else dict(method='teacher')
+    cell = protocol.known_rows[row] if row else dict(method='teacher')
     options = {**protocol[role].options}
     for key, value in cell.get('losses', {}).items():
         options[f'model.distiller.distill_losses.{key}'] = value
@@ -136,10 +136,10 @@ def main() -> None:
     args = parse_args()
     protocol = load_config(args.protocol)
     name = args.protocol.stem
-    rows = args.rows or protocol.get('only') or list(protocol.rows)
+    rows = args.rows or protocol.rows
     for row in rows:
-        if row not in protocol.rows:
-            raise SetupError(f"--rows: there is no '{row}'{suggest(row, protocol.rows)}")
+        if row not in protocol.known_rows:
+            raise SetupError(f"--rows: there is no '{row}'{suggest(row, protocol.known_rows)}")
     seeds = args.seeds or list(range(protocol.seeds))
     data = [
         f'{loader}_dataloader.dataset.data_root={args.data_root}' for loader in ('train', 'val')

@@ -1,5 +1,5 @@
-# CIFAR-100 on two CPU cores in two hours: small models at 32 pixels, bfloat16. Teachers learn
-# from all training images; students from a fifth of them, for 5 epochs.
+# The first 20 classes of CIFAR-100 (10,000 training and 2,000 test images) on two CPU cores in
+# two hours: small models at 32 pixels, bfloat16; 30 epochs for teachers, 5 for students
 _base_ = './rows.py'
 pairs = {
     'CNN -> ViT': 'resnet18-w16_vit-w128',
@@ -10,10 +10,21 @@ pairs = {
 seeds = 3
 _in_process = {'train_dataloader.num_workers': 0, 'val_dataloader.num_workers': 0}
 teacher = dict(
-    dataset='cifar100-32px',
-    options={'train_cfg.max_epochs': 12, 'train_cfg.val_interval': 4, **_in_process},
+    dataset='cifar100-20',
+    options={'train_cfg.max_epochs': 30, 'train_cfg.val_interval': 5, **_in_process},
     flags=['--amp'],
 )
 student = dict(
-    dataset='cifar100-10k', options={'train_cfg.max_epochs': 5, **_in_process}, flags=['--amp']
+    dataset='cifar100-20', options={'train_cfg.max_epochs': 5, **_in_process}, flags=['--amp']
 )
+rows = [
+    'student alone',
+    'KD',
+    'DKD',
+    'DIST',
+    'OFA',
+    'TAS',
+    'HCD',
+    'RSD',
+    'TAS, RSD for InfoNCE',
+]

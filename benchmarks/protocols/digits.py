@@ -7,5 +7,6 @@ pairs = {
     'MLP -> CNN': 'mixer-w64_resnet18-w4',
 }
 seeds = 5
+rows = [row for row in _base_.known_rows if row not in ('DKD', 'DIST')]
 teacher = dict(dataset='digits', options=dict())
 student = dict(dataset='digits200', options=dict())

@@ -1,5 +1,5 @@
 # Rows of the tables: a method, and options on top of it
-rows = {
+known_rows = {
     'student alone': dict(method='student'),
     'KD': dict(method='kd'),
     'DKD': dict(method='dkd'),

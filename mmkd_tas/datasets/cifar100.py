@@ -49,6 +49,8 @@ class CIFAR100Split(BaseDataset):
         split: ``'train'``, ``'test'``, or ``'val'``: the last 5,000 training images.
         num_train: Of the split ``'train'``, take the first so many. With at most
             45,000 it has no image in common with ``'val'``.
+        num_classes: Take the images of the first so many classes alone; they are in
+            alphabetical order.
         pipeline: mmpretrain transforms; each sample starts with ``img`` (uint8 RGB,
             ``(32, 32, 3)``) and ``gt_label``.
         **kwargs: Passed on to mmpretrain's ``BaseDataset``.
@@ -58,13 +60,12 @@ class CIFAR100Split(BaseDataset):
             not those of CIFAR-100.
     """
 
-    METAINFO = {'classes': CIFAR100_CATEGORIES}
-
     def __init__(
         self,
         data_root: str = 'data/cifar100',
         split: str = 'train',
         num_train: int | None = None,
+        num_classes: int = 100,
         pipeline: Sequence = (),
         **kwargs,
     ) -> None:
@@ -72,9 +73,15 @@ class CIFAR100Split(BaseDataset):
             raise SetupError(f"CIFAR100Split: split={split!r} is none of 'train', 'val', 'test'")
         if num_train is not None and num_train not in range(1, 50001):
             raise SetupError(f'CIFAR100Split: num_train={num_train!r} is not between 1 and 50000')
+        if num_classes not in range(2, 101):
+            raise SetupError(f'CIFAR100Split: num_classes={num_classes!r} is not between 2 and 100')
         self.split = split
         self.num_train = num_train
-        super().__init__(ann_file='', data_root=data_root, pipeline=pipeline, **kwargs)
+        self.num_classes = num_classes
+        metainfo = {'classes': CIFAR100_CATEGORIES[:num_classes]}
+        super().__init__(
+            ann_file='', metainfo=metainfo, data_root=data_root, pipeline=pipeline, **kwargs
+        )
 
     def load_data_list(self) -> list[dict]:
         """Return the samples of the split."""
@@ -84,6 +91,7 @@ class CIFAR100Split(BaseDataset):
             order = order[-_VAL:]
         elif self.split == 'train':
             order = order[: self.num_train]
+        order = [i for i in order if labels[i] < self.num_classes]
         images = images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         return [{'img': np.ascontiguousarray(images[i]), 'gt_label': int(labels[i])} for i in order]
 

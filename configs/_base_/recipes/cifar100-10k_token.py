@@ -1,1 +1,0 @@
-_base_ = ['../default_runtime.py', '../datasets/cifar100-10k.py', '../schedules/adamw_32px.py']
