@@ -12,6 +12,7 @@ import runpy
 import shlex
 import statistics
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from mmkd_tas.errors import SetupError, suggest
 from mmkd_tas.runs import Run
 
 ROOT = Path(__file__).parents[1]
+WORK_DIR = Path('work_dirs/accuracy')
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,40 +37,110 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--workers', type=int, default=2, help='trainings at a time')
     parser.add_argument('--threads', type=int, default=1, help='threads of each training')
     parser.add_argument('--data-root', help='where the data are, if not where the configs say')
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/accuracy'))
+    parser.add_argument('--work-dir', type=Path, default=WORK_DIR)
     parser.add_argument('--out', type=Path, default=ROOT / 'benchmarks/results')
     parser.add_argument(
-        '--table', action='store_true', help='train nothing: make the table of the record anew'
+        '--table', action='store_true', help='train nothing: make the table of what is trained'
     )
     return parser.parse_args()
 
 
-def arguments(protocol: Config, role: str, pair: str, row: str | None = None) -> list[str]:
-    """Return the arguments of tools/train.py for a teacher or a student, up to seed and files."""
-    cell = protocol.known_rows[row] if row else dict(method='teacher')
-    options = {**protocol[role].options}
-    for key, value in cell.get('losses', {}).items():
-        options[f'model.distiller.distill_losses.{key}'] = value
-    for key, value in cell.get('options', {}).items():
-        options[key] = value
-    return [
-        f'--dataset={protocol[role].dataset}',
-        f'--pair={pair}',
-        f'--method={cell["method"]}',
-        *protocol[role].get('flags', []),
-        '--cfg-options',
-        *(f'{key}={value}' for key, value in options.items()),
+@dataclass
+class Cell:
+    """One training.
+
+    Attributes:
+        row: Of the table; ``'teacher'``.
+        direction: Column of the table; None for a teacher.
+        pair: ``TEACHER_STUDENT``.
+        seed: Of the run.
+        options: Arguments of tools/train.py, up to files and folders.
+    """
+
+    row: str
+    direction: str | None
+    pair: str
+    seed: int
+    options: list[str]
+
+    @property
+    def teacher(self) -> str:
+        """Name of the teacher's model."""
+        return self.pair.partition('_')[0]
+
+    def folder(self, root: Path) -> Path:
+        """Return its work dir."""
+        if self.row == 'teacher':
+            return root / self.teacher
+        return root / self.pair / self.row / str(self.seed)
+
+    def arguments(self, root: Path) -> list[str]:
+        """Return the arguments of tools/train.py, up to the work dir."""
+        if self.row in ('teacher', 'student alone'):
+            return self.options
+        return [*self.options, f'model.teacher_ckpt={root / self.teacher}']
+
+    def record(self, root: Path, usual: Path) -> dict:
+        """Return what is kept of its run: command and metrics."""
+        run = Run.read(self.folder(root))
+        steps = sorted(run.train)[:: -(-len(run.train) // 20)]
+        command = ['python', 'tools/train.py', *self.arguments(usual)]
+        return dict(
+            row=self.row,
+            direction=self.direction,
+            pair=self.pair,
+            seed=self.seed,
+            command=shlex.join([*command, f'--work-dir={self.folder(usual)}']),
+            top1=round(run.top1, 2),
+            seconds=round(run.seconds),
+            val={epoch: round(m['accuracy/top1'], 2) for epoch, m in run.val.items()},
+            train_loss={step: round(run.train[step]['loss'], 4) for step in steps},
+        )
+
+
+def cells(protocol: Config, args: argparse.Namespace) -> list[Cell]:
+    """Return the trainings of a protocol: its teachers, and then its students by seeds."""
+
+    def options(role: str, method: str, chosen: dict) -> list[str]:
+        known = protocol[role]
+        chosen = {**known.options, **chosen}
+        return [
+            f'--dataset={known.dataset}',
+            f'--method={method}',
+            *known.get('flags', []),
+            '--cfg-options',
+            *(f'{key}={value}' for key, value in chosen.items()),
+        ]
+
+    teachers = {pair.partition('_')[0]: pair for pair in protocol.pairs.values()}
+    found = [
+        Cell('teacher', None, pair, 0, options('teacher', 'teacher', {'randomness.seed': 0}))
+        for pair in teachers.values()
     ]
+    for seed in args.seeds or range(protocol.seeds):
+        for row in args.rows or protocol.rows:
+            if row not in protocol.known_rows:
+                raise SetupError(f"--rows: there is no '{row}'{suggest(row, protocol.known_rows)}")
+            known = protocol.known_rows[row]
+            losses = known.get('losses', {}).items()
+            chosen = {f'model.distiller.distill_losses.{key}': value for key, value in losses}
+            chosen.update({'randomness.seed': seed, 'train_cfg.val_interval': 1000})
+            chosen.update({'default_hooks.checkpoint.interval': 1000})
+            for direction, pair in protocol.pairs.items():
+                found.append(
+                    Cell(row, direction, pair, seed, options('student', known.method, chosen))
+                )
+    for cell in found:
+        cell.options.insert(1, f'--pair={cell.pair}')
+    return found
 
 
 def train(task: tuple[Path, list[str], int]) -> None:
     """Train one cell in this process."""
-    folder, options, threads = task
+    folder, arguments, threads = task
     torch.set_num_threads(threads)
     folder.mkdir(parents=True, exist_ok=True)
-    position = options.index('--cfg-options')
-    run = ['--work-dir', str(folder), '--resume', 'auto']
-    sys.argv = ['train.py', *options[:position], *run, *options[position:]]
+    sys.argv = ['train.py', *arguments, '--work-dir', str(folder), '--resume', 'auto']
     with open(folder / 'console.log', 'a') as log:
         sys.stdout = sys.stderr = log
         try:
@@ -77,25 +149,17 @@ def train(task: tuple[Path, list[str], int]) -> None:
             raise RuntimeError(f'{folder}: {end}') from end
 
 
-def train_all(tasks: dict[Path, list[str]], args: argparse.Namespace, what: str) -> None:
+def train_all(todo: list[Cell], args: argparse.Namespace, root: Path, what: str) -> None:
     """Train what is not trained yet, each in a process of its own."""
-    todo = [(folder, options, args.threads) for folder, options in tasks.items()]
+    data = [
+        f'{loader}_dataloader.dataset.data_root={args.data_root}'
+        for loader in ('train', 'val')
+        if args.data_root
+    ]
+    tasks = [(c.folder(root), [*c.arguments(root), *data], args.threads) for c in todo]
     with multiprocessing.get_context('fork').Pool(args.workers, maxtasksperchild=1) as pool:
-        for _ in track(pool.imap_unordered(train, todo), what, total=len(todo)):
+        for _ in track(pool.imap_unordered(train, tasks), what, total=len(tasks)):
             pass
-
-
-def record_of(folder: Path, options: list[str], **cell: str | int) -> dict:
-    """Return what is kept of a run: its cell, its command, its metrics."""
-    run = Run.read(folder)
-    return {
-        **cell,
-        'command': shlex.join(['python', 'tools/train.py', *options]),
-        'top1': round(run.top1, 2),
-        'seconds': round(run.seconds),
-        'val': {epoch: round(m['accuracy/top1'], 2) for epoch, m in run.val.items()},
-        'train_loss': {step: round(m['loss'], 4) for step, m in run.train.items()},
-    }
 
 
 def table(record: dict) -> str:
@@ -107,22 +171,31 @@ def table(record: dict) -> str:
         '|---' * (len(directions) + 3) + '|',
     ]
     pairs = {cell['direction']: cell['pair'] for cell in students}
-    teachers = {cell['pair']: cell['top1'] for cell in record['runs'] if cell['row'] == 'teacher'}
+    teachers = {
+        cell['pair'].partition('_')[0]: cell['top1']
+        for cell in record['runs']
+        if cell['row'] == 'teacher'
+    }
     accuracy = (f'{teachers[pairs[direction].split("_")[0]]:.1f}' for direction in directions)
     lines.append(f'| teacher | {" | ".join(accuracy)} | | |')
     alone = None
     for row in dict.fromkeys(cell['row'] for cell in students):
-        texts, means = [], []
-        for direction in directions:
-            values = [
+        by_direction = {
+            direction: [
                 cell['top1']
                 for cell in students
                 if (cell['row'], cell['direction']) == (row, direction)
             ]
+            for direction in directions
+        }
+        if not all(by_direction.values()):
+            continue
+        seeds = min(map(len, by_direction.values()))
+        texts, means = [], []
+        for values in by_direction.values():
             means.append(statistics.mean(values))
             spread = f' ± {statistics.stdev(values):.1f}' if len(values) > 1 else ''
             texts.append(f'{means[-1]:.1f}{spread}')
-            seeds = len(values)
         mean = statistics.mean(means)
         alone = mean if row == 'student alone' else alone
         gain = '' if alone is None or row == 'student alone' else f'{mean - alone:+.1f}'
@@ -136,48 +209,28 @@ def main() -> None:
     args = parse_args()
     protocol = load_config(args.protocol)
     name = args.protocol.stem
-    rows = args.rows or protocol.rows
-    for row in rows:
-        if row not in protocol.known_rows:
-            raise SetupError(f"--rows: there is no '{row}'{suggest(row, protocol.known_rows)}")
-    seeds = args.seeds or list(range(protocol.seeds))
-    data = [
-        f'{loader}_dataloader.dataset.data_root={args.data_root}' for loader in ('train', 'val')
-    ]
-    data = data if args.data_root else []
-
-    folder = args.work_dir / name
-    teachers = {pair.split('_')[0]: pair for pair in protocol.pairs.values()}
-    plain = {model: arguments(protocol, 'teacher', pair) for model, pair in teachers.items()}
+    root = args.work_dir / name
+    known = cells(protocol, args)
     if not args.table:
-        tasks = {folder / model: [*options, *data] for model, options in plain.items()}
-        train_all(tasks, args, 'teachers')
-    runs = [
-        record_of(folder / model, options, row='teacher', pair=model)
-        for model, options in plain.items()
-    ]
-    cells, tasks = {}, {}
-    for seed in seeds:
-        for row in rows:
-            for direction, pair in protocol.pairs.items():
-                options = arguments(protocol, 'student', pair, row)
-                options += [f'randomness.seed={seed}', 'train_cfg.val_interval=1000']
-                options += ['default_hooks.checkpoint.interval=1000']
-                if row != 'student alone':
-                    options.append(f'model.teacher_ckpt={folder / pair.split("_")[0]}')
-                cell = folder / pair / row / str(seed)
-                cells[cell] = (options, dict(row=row, direction=direction, pair=pair, seed=seed))
-                tasks[cell] = [*options, *data]
-    if not args.table:
-        train_all(tasks, args, 'students')
-    runs += [record_of(cell, options, **keys) for cell, (options, keys) in cells.items()]
-    record = dict(
-        protocol=name, seeds=len(seeds), torch=torch.__version__, threads=args.threads, runs=runs
+        train_all([c for c in known if c.row == 'teacher'], args, root, 'teachers')
+        train_all([c for c in known if c.row != 'teacher'], args, root, 'students')
+    about = dict(
+        protocol=name,
+        seeds=len(args.seeds or range(protocol.seeds)),
+        torch=torch.__version__,
+        threads=args.threads,
     )
+    runs = [
+        cell.record(root, WORK_DIR / name)
+        for cell in known
+        if (cell.folder(root) / 'last_checkpoint').is_file()
+    ]
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / f'{name}.json').write_text(json.dumps(record, indent=1) + '\n')
-    (args.out / f'{name}.md').write_text(table(record))
-    print(table(record))
+    text = ',\n'.join(json.dumps(run) for run in runs)  # one run per line
+    about = json.dumps(about)[:-1]
+    (args.out / f'{name}.json').write_text(f'{about}, "runs": [\n{text}\n]}}\n')
+    (args.out / f'{name}.md').write_text(table(json.loads((args.out / f'{name}.json').read_text())))
+    print((args.out / f'{name}.md').read_text())
 
 
 if __name__ == '__main__':

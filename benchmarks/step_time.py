@@ -1,12 +1,14 @@
 """Time a step of each method against its floor: python benchmarks/step_time.py
 
 The floor is a plain step of the student plus a forward of the teacher without gradients.
-The variants run in turn, round after round, in one process; told are the medians. Memory
-is what a step keeps for its backward pass (without weights), and on a GPU the peak.
+A name that ends in -cached replays the teacher's answers (TeacherCache) and is to be held
+against the student alone. The variants run in turn, round after round, in one process;
+told are the medians. Memory is what a step keeps for its backward pass (without weights).
 """
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -90,8 +92,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--teacher', default='swin_tiny_patch4_window7_224', help="timm's name")
     parser.add_argument('--student', default='resnet18', help="timm's name")
     parser.add_argument(
-        '--methods', nargs='+', default=['kd', 'ofa', 'hcd', 'hcd-loop', 'rsd', 'tas']
+        '--methods',
+        nargs='+',
+        default=['kd', 'ofa', 'hcd', 'hcd-loop', 'rsd', 'tas', 'kd-cached', 'rsd-cached'],
     )
+    parser.add_argument('--out', type=Path, help='write table (.md) and plot (.png) to this name')
     parser.add_argument('--input', type=int, default=224, help='side of the images, pixels')
     parser.add_argument('--batch', type=int, default=16)
     parser.add_argument('--rounds', type=int, default=20)
@@ -101,7 +106,7 @@ def parse_args() -> argparse.Namespace:
 
 def build(method: str, args: argparse.Namespace) -> nn.Module:
     """Build a distillation."""
-    distiller = Config.fromfile(METHODS / f'{method.removesuffix("-loop")}.py').distiller
+    distiller = Config.fromfile(METHODS / f'{method.partition("-")[0]}.py').distiller
     if method == 'hcd-loop':
         distiller.connectors.mapper.type = 'LoopMapper'
         distiller.distill_losses.loss_hcd.type = 'LoopHCDLoss'
@@ -117,8 +122,11 @@ def build(method: str, args: argparse.Namespace) -> nn.Module:
             teacher=teacher,
             input_size=args.input,
             distiller=distiller,
+            teacher_cache=dict(path=tempfile.mkdtemp()) if method.endswith('-cached') else None,
         )
     )
+    if model.teacher_cache is not None:
+        model.teacher_cache.open(args.batch, {})
     return model.train().to(args.device)
 
 
@@ -139,6 +147,8 @@ def variants(args: argparse.Namespace) -> dict[str, tuple[nn.Module, Callable[[]
     images = torch.randn(args.batch, 3, args.input, args.input, device=args.device)
     labels = torch.arange(args.batch) % CLASSES
     samples = [DataSample().set_gt_label(label).to(args.device) for label in labels]
+    for slot, sample in enumerate(samples):
+        sample.set_field(slot, 'cache_slot', field_type='metainfo')
 
     def total(losses: dict[str, Tensor]) -> Tensor:
         return sum(value for name, value in losses.items() if 'loss' in name)
@@ -151,7 +161,10 @@ def variants(args: argparse.Namespace) -> dict[str, tuple[nn.Module, Callable[[]
             base.teacher(images)
         return total(base.student(images, samples, mode='loss'))
 
-    compared = {'floor': (base.student, floor)}
+    compared = {
+        'student alone': (base.student, lambda: total(base.student(images, samples, mode='loss'))),
+        'floor': (base.student, floor),
+    }
     for method, model in models.items():
         compared[method] = (
             model,
@@ -205,28 +218,57 @@ def main() -> None:
             step()
             synchronise()
             seconds[name].append(time.perf_counter() - start)
-    table = Table('variant', 'ms', 'middle half', 'of the floor', 'kept, MB', 'extra parameters')
-    floor = seconds['floor']
+    where = torch.cuda.get_device_name() if cuda else f'CPU, {torch.get_num_threads()} threads'
+    title = (
+        f'{args.teacher} -> {args.student}, batch {args.batch} of {args.input} px, '
+        f'{args.rounds} rounds, torch {torch.__version__}, {where}'
+    )
+    columns = ('variant', 'ms', 'middle half', 'of the floor', 'of the student alone', 'kept, MB')
+    rows, ratios = [], {}
     student = count_parameters(compared['floor'][0])
     for name, times in seconds.items():
         low, median, high = statistics.quantiles(times, n=4)
         # Round by round, so that what slows the machine down slows both.
-        ratio = statistics.median(t / f for t, f in zip(times, floor, strict=True))
-        extra = count_parameters(getattr(compared[name][0], 'distiller', nn.Module()))
-        table.add_row(
-            name,
-            f'{1e3 * median:.1f}',
-            f'{1e3 * low:.1f} to {1e3 * high:.1f}',
-            f'{ratio:.3f}',
-            f'{memory[name]:.0f}',
-            f'{extra:,} ({extra / student:.0%})',
+        to_floor, to_student = (
+            statistics.median(t / other for t, other in zip(times, seconds[base], strict=True))
+            for base in ('floor', 'student alone')
         )
-    where = torch.cuda.get_device_name() if cuda else f'CPU, {torch.get_num_threads()} threads'
-    print(
-        f'{args.teacher} -> {args.student}, batch {args.batch} of {args.input} px, '
-        f'{args.rounds} rounds, torch {torch.__version__}, {where}'
-    )
-    Console(width=110).print(table)
+        ratios[name] = to_floor
+        extra = count_parameters(getattr(compared[name][0], 'distiller', nn.Module()))
+        rows.append(
+            (
+                name,
+                f'{1e3 * median:.1f}',
+                f'{1e3 * low:.1f} to {1e3 * high:.1f}',
+                f'{to_floor:.3f}',
+                f'{to_student:.3f}',
+                f'{memory[name]:.0f}',
+                f'{extra:,} ({extra / student:.0%})',
+            )
+        )
+    table = Table(*columns, 'extra parameters', title=title)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=120).print(table)
+    if args.out:
+        lines = [f'{title}\n', f'| {" | ".join(columns)} | extra parameters |', '|---' * 7 + '|']
+        lines += [f'| {" | ".join(row)} |' for row in rows]
+        args.out.with_suffix('.md').write_text('\n'.join(lines) + '\n')
+        plot(ratios, title, args.out.with_suffix('.png'))
+
+
+def plot(ratios: dict[str, float], title: str, file: Path) -> None:
+    """Draw the ratios to the floor."""
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 0.4 * len(ratios) + 1.2), layout='constrained')
+    bars = axes.barh(list(ratios), list(ratios.values()), color='#4878a8')
+    axes.bar_label(bars, fmt='%.2f', padding=3)
+    axes.axvline(1, color='black', linewidth=1)
+    axes.invert_yaxis()
+    axes.set(xlabel='time of a step / floor', xlim=(0, 1.15 * max(ratios.values())))
+    axes.set_title(title, fontsize=9)
+    figure.savefig(file, dpi=120)
 
 
 if __name__ == '__main__':

@@ -1,9 +1,12 @@
 """What the documents show works as it stands there."""
 
+import argparse
 import fnmatch
 import inspect
 import itertools
+import json
 import re
+import runpy
 
 import pytest
 import torch
@@ -15,12 +18,8 @@ from pairs import batch, distillation
 
 from mmkd_tas.models import CrossArchDistill
 
-TABLE = (
-    REPO / 'README.md',
-    REPO / 'docs/methods.md',
-    REPO / 'docs/stages.md',
-    REPO / 'docs/configs.md',
-)
+PAGES = (REPO / 'README.md', *sorted((REPO / 'docs').glob('*.md')))
+RECORDS = sorted((REPO / 'benchmarks/results').glob('*.json'))
 
 
 def blocks(file, language):
@@ -73,10 +72,25 @@ def test_stages_as_references():
     assert model(*batch(model), mode='loss')['distill.loss_l2'].isfinite()
 
 
-@pytest.mark.parametrize('file', TABLE, ids=lambda file: file.name)
+@pytest.mark.parametrize('file', PAGES, ids=lambda file: file.name)
 def test_links_lead_somewhere(file):
     for target in re.findall(r'\]\((?!http)([^)#]+)', file.read_text()):
         assert (file.parent / target).exists(), target
+
+
+@pytest.mark.parametrize('file', RECORDS, ids=lambda file: file.stem)
+def test_the_tables_are_those_of_the_records(file):
+    accuracy = runpy.run_path(str(REPO / 'benchmarks/accuracy.py'))
+    record = json.loads(file.read_text())
+    table = accuracy['table'](record)
+    assert table == file.with_suffix('.md').read_text()
+    assert table in (REPO / 'docs/results.md').read_text()
+    protocol = Config.fromfile(REPO / f'benchmarks/protocols/{file.stem}.py')
+    args = argparse.Namespace(seeds=None, rows=None)
+    planned = {(c.row, c.pair, c.seed) for c in accuracy['cells'](protocol, args)}
+    assert {(run['row'], run['pair'], run['seed']) for run in record['runs']} <= planned
+    for run in record['runs']:
+        assert run['top1'] == list(run['val'].values())[-1]  # of the last epoch, not the best
 
 
 def spelled_out(option):
