@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import difflib
+import errno
 import importlib
 import os
 import re
@@ -110,6 +111,12 @@ def explain(error: Exception) -> str | None:
         )
     if isinstance(error, ImportError) and 'please install' in text:
         return text
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        what = 'a file' if error.filename is None else f"'{error.filename}'"
+        return (
+            f'{what} cannot be written ({error.strerror}): make room; a training then goes on from '
+            'its last checkpoint with --resume'
+        )
     if isinstance(error, OSError) and error.filename is not None:
         return f"'{error.filename}': {error.strerror}"
     if found := re.search(r"Found 0 files in subfolders of: {'img_path': '(.*?)'}", text):
@@ -123,6 +130,14 @@ def explain(error: Exception) -> str | None:
     # of a worker's traceback, the last: the line of code is there, too
     if found := re.findall(r'failed to load image: (\S+)', text):
         return f"'{found[-1]}' cannot be read as an image: replace it, or take it out of the data"
+    if found := re.search(
+        r'DataLoader worker \(pid.*?\) (is killed by signal: [\w ]+|exited)', text
+    ):
+        return (
+            f'a worker process of a data loader {found[1]}, most often because memory has run out '
+            "(with 'Bus error', shared memory: /dev/shm): lower num_workers of the loaders or make "
+            'room, then go on from the last checkpoint with --resume'
+        )
     if found := re.search(r'Unknown model \((.*)\)', text):
         return f"timm has no model '{found[1]}'{suggest(found[1], timm.list_models())}"
     if 'end should be larger than begin' in text:

@@ -18,6 +18,7 @@ import functools
 import importlib
 import importlib.abc
 import importlib.util
+import logging
 import os
 import pickle
 import sys
@@ -32,7 +33,7 @@ import mmengine.runner  # noqa: F401
 import numpy as np
 import torch
 from mmengine.device import get_device
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, print_log
 from mmengine.optim.scheduler import OneCycleParamScheduler
 from mmengine.utils import digit_version
 
@@ -176,8 +177,8 @@ def write_whole(data: bytes, path: str | Path) -> None:
     """Write a file so that a reader finds the old or the new one, never a part.
 
     Raises:
-        OSError: If the folder cannot be written or the disk is full; the old
-            file is then untouched and no temporary file stays behind.
+        OSError: If the folder cannot be written or the disk is full, with the name of
+            the file; the old file is then untouched and no temporary file stays behind.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -188,8 +189,10 @@ def write_whole(data: bytes, path: str | Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # as of a full disk
+            error.filename = str(path)
         raise
 
 
@@ -269,6 +272,35 @@ def timm_weights() -> bool:
         self.model.is_init = True
 
     TimmClassifier.__init__ = initialised_by_timm
+    return True
+
+
+# --- Images that cannot be read ------------------------------------------------
+
+
+@mend
+def broken_images() -> bool:
+    """mmcv: LoadImageFromFile names a broken image, and ignore_empty=True passes over it."""
+    from mmcv.transforms import LoadImageFromFile
+
+    original = LoadImageFromFile.transform
+    passed_over = set()
+
+    @functools.wraps(original)
+    def transform(self, results: dict) -> dict | None:
+        path, loaded = results['img_path'], None
+        try:
+            loaded = original(self, results)
+        except Exception as error:  # for OpenCV's, ignore_empty does nothing
+            if not self.ignore_empty:
+                raise OSError(f'failed to load image: {path}') from error
+        if loaded is None and path not in passed_over:
+            passed_over.add(path)
+            message = f"'{path}' cannot be read as an image: another one takes its place"
+            print_log(message, 'current', logging.WARNING)
+        return loaded
+
+    LoadImageFromFile.transform = transform
     return True
 
 

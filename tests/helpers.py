@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import multiprocessing
 import os
 import runpy
 import signal
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.registry import HOOKS
@@ -43,6 +45,30 @@ def train(*args, cwd, **kwargs):
     return run_tool(REPO / 'tools/train.py', *args, cwd=cwd, **kwargs)
 
 
+def same(a, b):
+    """Whether two nested structures are equal, tensors bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def with_hooks(folder, teacher, method, *hooks):
+    """Write a config that adds hooks of the tests, and a method, to the tiny one."""
+    config = folder / 'config.py'
+    config.write_text(
+        f"_base_ = ['{TINY}', '{REPO}/configs/_base_/methods/{method}.py']\n"
+        "custom_imports = dict(imports=['helpers'])\n"
+        f"model = dict(teacher_ckpt='{teacher}', input_size=16,\n"
+        '    distiller=dict(_delete_=True, **_base_.distiller))\n'
+        f'custom_hooks = [*_base_.custom_hooks, {", ".join(map(repr, hooks))}]\n'
+    )
+    return config
+
+
 def fails(*args, cwd, saying):
     """The tool ends with one sentence that says so, and without a traceback."""
     process = run_tool(*args, cwd=cwd, ok=False)
@@ -56,12 +82,17 @@ def fails(*args, cwd, saying):
     return sentences[0]
 
 
-def ends_with(*args):
-    """Run a tool in this process, where that is enough; return the sentence it ends with."""
+def call(*args):
+    """Run a tool in this process, where that is enough."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, 'argv', list(map(str, args)))
-        with pytest.raises(SystemExit) as exit:
-            runpy.run_path(str(args[0]), run_name='__main__')
+        runpy.run_path(str(args[0]), run_name='__main__')
+
+
+def ends_with(*args):
+    """Run a tool in this process; return the sentence it ends with."""
+    with pytest.raises(SystemExit) as exit:
+        call(*args)
     assert str(exit.value).startswith('error: '), exit.value
     return str(exit.value)
 
@@ -76,6 +107,18 @@ class KillHook(Hook):
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         if (runner.epoch, batch_idx) == self.at:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+@HOOKS.register_module()
+class KillWorkerHook(Hook):
+    """Kill a worker process of a data loader before a step of an epoch (from 1)."""
+
+    def __init__(self, epoch, step):
+        self.at = (epoch - 1, step - 1)
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if (runner.epoch, batch_idx) == self.at:
+            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
 
 
 @HOOKS.register_module()

@@ -74,6 +74,8 @@ def main() -> None:
             return
         print_log(f'Resuming from {start}, after epoch {done}', level=logging.INFO)
         config.load_from, config.resume = str(start), True
+    elif config.get('load_from'):
+        read_checkpoint(config.load_from)  # names a file that is unsafe, broken or absent
     with cli.types_checked(config):
         runner = Runner.from_cfg(config)
         runner.train()

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, captured_log
+from helpers import TINY, captured_log, same
 from mmengine.config import Config
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
@@ -87,10 +87,6 @@ def run_of(tmp_path, *hooks, action='stop', **changes):
 
 def hook_of(run, kind):
     return next(hook for hook in run.hooks if type(hook).__name__ == kind)
-
-
-def same(a, b):
-    return all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_the_run_stops_and_names_the_term(tmp_path):

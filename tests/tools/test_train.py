@@ -4,35 +4,11 @@ import signal
 
 import pytest
 import torch
-from helpers import REPO, TINY, ends_with, fails, train
+from helpers import REPO, TINY, ends_with, fails, same, train, with_hooks
 
 from mmkd_tas.checkpoint import read_checkpoint
 
 TRAIN = REPO / 'tools/train.py'
-
-
-def same(a, b):
-    """Whether two nested structures are equal, tensors bit for bit."""
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
-def with_hooks(folder, teacher, method, *hooks):
-    """A config that adds hooks of the tests, and a method, to the tiny one."""
-    config = folder / 'config.py'
-    config.write_text(
-        f"_base_ = ['{TINY}', '{REPO}/configs/_base_/methods/{method}.py']\n"
-        "custom_imports = dict(imports=['helpers'])\n"
-        f"model = dict(teacher_ckpt='{teacher}', input_size=16,\n"
-        '    distiller=dict(_delete_=True, **_base_.distiller))\n'
-        f'custom_hooks = [*_base_.custom_hooks, {", ".join(map(repr, hooks))}]\n'
-    )
-    return config
 
 
 @pytest.mark.parametrize(('method', 'workers'), [('kd', 2), ('ofa', 0), ('tas', 0)])
@@ -74,9 +50,6 @@ def test_a_finished_run_is_left_alone(tmp_path):
     process = train(TINY, '--resume', cwd=tmp_path)
     assert 'already trained for 3 epochs' in process.stdout
     assert checkpoint.stat().st_mtime_ns == before
-    # a truncated checkpoint is passed over; here, there is no other
-    checkpoint.write_bytes(checkpoint.read_bytes()[:20000])
-    fails(TRAIN, TINY, '--resume', cwd=tmp_path, saying='no whole checkpoint')
     # no half-written files, and nothing of the teacher in what is whole
     assert [p.name for p in checkpoint.parent.glob('.*')] == []
 

@@ -1,0 +1,281 @@
+"""Nothing is lost when something breaks: each fault is made to happen."""
+
+import ast
+import multiprocessing
+import os
+import random
+import signal
+import time
+
+import cv2
+import mmrazor.models  # noqa: F401  (once, for the processes that are forked)
+import numpy as np
+import pytest
+import torch
+from helpers import REPO, TINY, call, captured_log, ends_with, fails, same, train, with_hooks
+
+import mmkd_tas.datasets
+import mmkd_tas.models  # noqa: F401
+from mmkd_tas.checkpoint import find_checkpoint, read_checkpoint
+
+TRAIN = REPO / 'tools/train.py'
+
+
+def saved(file):
+    """What a resumed run must share with the uninterrupted one."""
+    checkpoint = read_checkpoint(file)
+    return [checkpoint[key] for key in ('state_dict', 'optimizer', 'param_schedulers')]
+
+
+# --- killed ---------------------------------------------------------------------
+
+
+def start(folder, *args):
+    """Train in a new process that imports nothing anew."""
+
+    def child():
+        os.chdir(folder)
+        with open('output', 'a') as output:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+        call(TRAIN, *args)
+
+    process = multiprocessing.get_context('fork').Process(target=child)
+    process.start()
+    return process
+
+
+def kill_while_writing(process, work_dir, size):
+    """Kill a run once the temporary file of a checkpoint has so many bytes."""
+    while process.is_alive():
+        for file in work_dir.glob('.epoch_*'):
+            try:
+                if file.stat().st_size >= size:
+                    process.kill()
+                    process.join()
+                    return
+            except FileNotFoundError:  # it is whole by now
+                pass
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='bit for bit on a CPU only')
+@pytest.mark.parametrize('kills', [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_and_resumed(tmp_path, tiny_teacher, kills):
+    """Every other time while a checkpoint is written. Run with -s for a record."""
+    epochs = 2 * kills
+    args = ['--work-dir', 'run', '--resume', 'auto', '--cfg-options', 'train_cfg.val_interval=100']
+    args += [f'train_cfg.max_epochs={epochs}', f'param_scheduler.total_steps={5 * epochs}']
+    began = time.monotonic()
+    whole, killed = (tmp_path / name for name in ('whole', 'killed'))
+    for folder in (whole, killed):
+        folder.mkdir()
+        config = with_hooks(folder, tiny_teacher, 'kd')
+    process = start(whole, whole / config.name, *args)
+    while not list(whole.glob('run/*.pth')):
+        time.sleep(0.01)
+    start_up = time.monotonic() - began
+    process.join()
+    assert process.exitcode == 0
+    training = time.monotonic() - began - start_up
+    size = (whole / f'run/epoch_{epochs}.pth').stat().st_size
+    print(f'\n{epochs} epochs in {training:.1f} s after {start_up:.1f} s; {size:,} bytes each')
+
+    rng = random.Random(kills)
+    newest, partial, kill = 0, 0, 0
+    while kill < kills or not partial:
+        process = start(killed, config, *args)
+        if kill % 2:
+            process.join(rng.uniform(0, start_up + 1.5 * training / kills))
+            process.kill()
+            process.join()
+        else:
+            kill_while_writing(process, killed / 'run', rng.choice([0, 1, size // 2]))
+        assert process.exitcode == -signal.SIGKILL, (killed / 'output').read_text()[-3000:]
+        kill += 1
+        files = {file.name: read_checkpoint(file) for file in killed.glob('run/*.pth')}
+        parts = [(file.name, file.stat().st_size) for file in killed.glob('run/.*')]
+        partial += bool(parts)
+        before, newest = newest, max([c['meta']['epoch'] for c in files.values()], default=0)
+        print(f'kill {kill}: whole {sorted(files)}, partial {parts}')
+        assert newest >= before
+        assert (find_checkpoint(killed / 'run') is None) == (not files)
+    process = start(killed, config, *args)
+    process.join()
+    assert process.exitcode == 0
+    assert same(*(saved(folder / f'run/epoch_{epochs}.pth') for folder in (whole, killed)))
+    assert not list(killed.glob('run/.*'))
+
+
+def test_a_killed_worker_is_told(tmp_path, tiny_teacher):
+    config = with_hooks(tmp_path, tiny_teacher, 'kd', dict(type='KillWorkerHook', epoch=2, step=2))
+    options = ['--cfg-options', 'train_dataloader.num_workers=2']
+    saying = [
+        'a worker process of a data loader is killed by signal: Killed, most often because '
+        'memory has run out',
+        'lower num_workers',
+    ]
+    fails(TRAIN, config, *options, cwd=tmp_path, saying=saying)
+    config = with_hooks(tmp_path, tiny_teacher, 'kd')
+    process = train(config, '--resume', *options, cwd=tmp_path)
+    assert 'epoch_1.pth, after epoch 1' in process.stdout
+    assert (tmp_path / 'work_dirs/config/epoch_3.pth').is_file()
+
+
+# --- damaged files --------------------------------------------------------------
+
+
+def test_a_full_disk(tmp_path, monkeypatch, tiny_teacher):
+    """The device that is always full takes the place of the file to be written."""
+    monkeypatch.chdir(tmp_path)
+    config = with_hooks(tmp_path, tiny_teacher, 'kd')
+    work_dir = tmp_path / 'work_dirs/config'
+    work_dir.mkdir(parents=True)
+    (work_dir / '.epoch_2.pth.part').symlink_to('/dev/full')
+    message = ends_with(TRAIN, config)
+    assert "epoch_2.pth' cannot be written (No space left on device): make room" in message
+    assert '--resume' in message
+    assert [file.name for file in work_dir.glob('*.pth')] == ['epoch_1.pth']
+    assert read_checkpoint(work_dir / 'epoch_1.pth')['meta']['epoch'] == 1
+    assert not list(work_dir.glob('.*'))
+    call(TRAIN, config, '--resume')
+    assert read_checkpoint(work_dir / 'epoch_3.pth')['meta']['epoch'] == 3
+
+
+def test_a_truncated_checkpoint_is_passed_over(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    call(TRAIN, TINY)
+    work_dir = tmp_path / 'work_dirs/tiny_distill'
+    last = work_dir / 'epoch_3.pth'
+    before = saved(last)
+    last.write_bytes(last.read_bytes()[:20000])
+    with captured_log() as messages:
+        call(TRAIN, TINY, '--resume')
+    assert any(
+        'passing over a checkpoint' in m and 'epoch_3.pth' in m and 'not a whole' in m
+        for m in messages
+    )
+    assert 'epoch_2.pth, after epoch 2' in capsys.readouterr().out
+    assert same(saved(last), before)
+    for file in work_dir.glob('*.pth'):
+        file.write_bytes(file.read_bytes()[:20000])
+    assert 'no whole checkpoint' in ends_with(TRAIN, TINY, '--resume')
+
+
+@pytest.mark.parametrize(('backend', 'workers'), [('cv2', 0), ('pillow', 2)])
+def test_broken_images_can_be_replaced(tmp_path, monkeypatch, backend, workers, capfd):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for label in range(10):
+        (tmp_path / f'images/{label}').mkdir(parents=True)
+        for i in range(4):
+            image = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)
+            cv2.imwrite(str(tmp_path / f'images/{label}/{i}.jpg'), image)
+    cut = {'0/0.jpg': 50, '3/1.jpg': 0, '9/3.jpg': -300}
+    if backend == 'cv2':  # which fills the missing half of an image with grey
+        del cut['9/3.jpg']
+    for name, size in cut.items():
+        file = tmp_path / 'images' / name
+        file.write_bytes(file.read_bytes()[:size])
+    config = tmp_path / 'config.py'
+    config.write_text(
+        f"_base_ = '{TINY}'\n"
+        "train_dataloader = dict(dataset=dict(_delete_=True, type='CustomDataset', "
+        f"data_root='{tmp_path}/images', pipeline=["
+        f"dict(type='LoadImageFromFile', imdecode_backend='{backend}'), "
+        "dict(type='Resize', scale=16), dict(type='PackInputs')]))\n"
+    )
+    options = [f'train_dataloader.num_workers={workers}']
+    assert 'cannot be read as an image' in ends_with(TRAIN, config, '--cfg-options', *options)
+    capfd.readouterr()
+    options += ['train_dataloader.dataset.pipeline.0.ignore_empty=True']
+    call(TRAIN, config, '--cfg-options', *options)
+    assert (tmp_path / 'work_dirs/config/epoch_3.pth').is_file()
+    output = ''.join(capfd.readouterr())
+    told = [line for line in output.splitlines() if 'another one takes its place' in line]
+    for name in cut:
+        # once by each process that came across it
+        assert 1 <= sum(name in line for line in told) <= max(workers, 1)
+    assert all(any(name in line for name in cut) for line in told)
+
+
+# --- malicious files ------------------------------------------------------------
+
+
+class Evil:
+    """Make a folder when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ('mark',)
+
+
+@pytest.mark.parametrize(
+    'tool',
+    [
+        [TRAIN, TINY, '--cfg-options', 'model.teacher_ckpt=evil.pth'],
+        [TRAIN, TINY, '--cfg-options', 'load_from=evil.pth'],
+        [TRAIN, TINY, '--resume', 'evil.pth'],
+        [REPO / 'tools/test.py', TINY, 'evil.pth'],
+        [REPO / 'tools/export_student.py', TINY, 'evil.pth', 'out.pth'],
+    ],
+    ids=['teacher_ckpt', 'load_from', 'resume', 'test', 'export'],
+)
+def test_no_tool_runs_what_is_in_a_checkpoint(tmp_path, monkeypatch, tool):
+    monkeypatch.chdir(tmp_path)
+    torch.save({'state_dict': {'w': torch.ones(1)}, 'meta': Evil()}, 'evil.pth')
+    message = ends_with(*tool)
+    assert "'evil.pth' is refused: it wants to call" in message
+    assert not (tmp_path / 'mark').exists()
+
+
+def test_resuming_passes_over_a_malicious_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'work_dirs/tiny_distill').mkdir(parents=True)
+    torch.save({'meta': Evil()}, 'work_dirs/tiny_distill/epoch_2.pth')
+    assert 'no whole checkpoint' in ends_with(TRAIN, TINY, '--resume')
+    assert not (tmp_path / 'mark').exists()
+
+
+# What may look unsafe, and is made safe where it is: its tests are in
+# tests/test_compat.py and tests/datasets/test_cifar100.py.
+RESTRICTED = {
+    ('mmkd_tas/compat.py', 'pickle.Unpickler'),
+    ('mmkd_tas/compat.py', 'load(weights_only=False)'),
+    ('mmkd_tas/datasets/cifar100.py', 'pickle.Unpickler'),
+}
+
+
+def unsafe(tree):
+    """Yield what in a module could run code out of a file or a string."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module in ('pickle', 'marshal', 'shelve'):
+            yield f'from {node.module} import'
+        if isinstance(node, ast.Attribute):
+            name = ast.unparse(node)
+            if name in ('pickle.load', 'pickle.loads', 'pickle.Unpickler', 'yaml.load'):
+                yield name
+            if name.split('.')[0] in ('marshal', 'shelve', 'joblib', 'dill', 'cloudpickle'):
+                yield name
+            if name in ('os.system', 'os.popen', 'yaml.unsafe_load', 'yaml.full_load'):
+                yield name
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            options = {k.arg: ast.unparse(k.value) for k in node.keywords if k.arg}
+            if name in ('eval', 'exec', 'compile'):
+                yield name
+            if name == 'torch.load' and options.get('weights_only') != 'True':
+                yield name
+            for option in ('weights_only=False', 'allow_pickle=True', 'shell=True'):
+                key, _, value = option.partition('=')
+                if options.get(key) == value:
+                    yield f'{name}({option})'
+
+
+def test_nothing_in_the_product_runs_code_out_of_files():
+    found = set()
+    for folder in ('mmkd_tas', 'tools', 'benchmarks'):
+        files = list((REPO / folder).rglob('*.py'))
+        assert files
+        for file in files:
+            for what in unsafe(ast.parse(file.read_text())):
+                found.add((str(file.relative_to(REPO)), what))
+    assert found == RESTRICTED
