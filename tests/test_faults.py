@@ -1,6 +1,7 @@
 """Nothing is lost when something breaks: each fault is made to happen."""
 
 import ast
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -47,14 +48,24 @@ def start(folder, *args):
     return process
 
 
+def begun(work_dir):
+    """The temporary files of checkpoints: name, and time of the last change."""
+    found = set()
+    for file in work_dir.glob('.epoch_*'):
+        with contextlib.suppress(FileNotFoundError):  # it is whole by now
+            found.add((file.name, file.stat().st_mtime_ns))
+    return found
+
+
 def kill(process, work_dir, checkpoints, seconds):
-    """Kill a run so long after it began to write its nth checkpoint."""
-    begun = set()
-    while process.is_alive() and len(begun) < checkpoints:
-        begun.update(file.name for file in work_dir.glob('.epoch_*'))
+    """Kill a run so long after it began its nth checkpoint; return what it left unfinished."""
+    before, names = begun(work_dir), set()
+    while process.is_alive() and len(names) < checkpoints:
+        names.update(name for name, _ in begun(work_dir) - before)
     process.join(seconds)
     process.kill()
     process.join()
+    return begun(work_dir) - before
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='bit for bit on a CPU only')
@@ -81,19 +92,18 @@ def test_killed_at_random_and_resumed(tmp_path, tiny_teacher, kills):
     rng = random.Random(kills)
     newest, partial, count = 0, 0, 0
     while count < kills or not partial:
+        checkpoints = rng.randrange(3)
+        seconds = rng.uniform(0, epoch if checkpoints else start_up)
+        if count % 2 == 0:
+            checkpoints, seconds = checkpoints + 1, 0
         process = start(killed, config, *args)
-        writing, checkpoints = count % 2 == 0, rng.randrange(3)
-        if writing:
-            kill(process, killed / 'run', checkpoints + 1, 0)
-        else:
-            seconds = rng.uniform(0, epoch if checkpoints else start_up)
-            kill(process, killed / 'run', checkpoints, seconds)
+        cut = kill(process, killed / 'run', checkpoints, seconds)
         assert process.exitcode == -signal.SIGKILL, (killed / 'output').read_text()[-3000:]
         count += 1
+        partial += bool(cut)
         found = {read_checkpoint(file)['meta']['epoch'] for file in killed.glob('run/*.pth')}
-        parts = [f'{file.name} ({file.stat().st_size:,} bytes)' for file in killed.glob('run/.*')]
-        partial += bool(parts)
-        print(f'kill {count}: whole checkpoints of epochs {sorted(found)}, parts {parts}')
+        when = f'while writing {cut.pop()[0]}' if cut else 'in between'
+        print(f'kill {count}, {when}: whole checkpoints of epochs {sorted(found)}')
         assert not newest or max(found) >= newest
         newest = max(found, default=0)
         assert (find_checkpoint(killed / 'run') is None) == (not found)

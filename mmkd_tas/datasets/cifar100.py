@@ -106,7 +106,7 @@ class CIFAR100Split(BaseDataset):
         try:
             with open(path, 'rb') as file:
                 entry = _ArraysOnly(file, encoding='latin1').load()
-            images, labels = np.asarray(entry['data']), entry['fine_labels']
+            images, labels = np.asarray(entry['data']), list(entry['fine_labels'])
         except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
             raise SetupError(f"'{path}' is no file of CIFAR-100 ({error})") from error
         if images.dtype != np.uint8 or images.shape != (len(labels), 3072):
