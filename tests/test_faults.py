@@ -19,6 +19,7 @@ from helpers import REPO, TINY, call, captured_log, ends_with, fails, same, trai
 import mmkd_tas.datasets
 import mmkd_tas.models  # noqa: F401  (once, for the processes that are forked)
 from mmkd_tas.checkpoint import find_checkpoint, read_checkpoint
+from mmkd_tas.cli import explain
 
 TRAIN = REPO / 'tools/train.py'
 
@@ -148,6 +149,10 @@ def test_a_full_disk(tmp_path, monkeypatch, tiny_teacher):
     assert not list(work_dir.glob('.*'))
     call(TRAIN, config, '--resume')
     assert read_checkpoint(work_dir / 'epoch_3.pth')['meta']['epoch'] == 3
+    # what others write, as the log, ends without the name of a file
+    with pytest.raises(OSError, match='No space left') as error, open('/dev/full', 'w') as file:
+        file.write('x')
+    assert explain(error.value).startswith('a file cannot be written (No space left on device)')
 
 
 def test_a_truncated_checkpoint_is_passed_over(tmp_path, monkeypatch, capsys):
