@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import time
 
 import cv2
@@ -39,9 +40,7 @@ def start(folder, *args):
     def child():
         gc.freeze()
         os.chdir(folder)
-        with open('output', 'a') as output:
-            os.dup2(output.fileno(), 1)
-            os.dup2(output.fileno(), 2)
+        sys.stdout = sys.stderr = open('output', 'a', buffering=1)  # noqa: SIM115
         call(TRAIN, *args)
 
     process = multiprocessing.get_context('fork').Process(target=child)
