@@ -63,6 +63,7 @@ def load_config(args: argparse.Namespace) -> Config:
     config = configs.load_config(args.config) if args.config else configs.compose(*parts)
     configs.merge_options(config, args.cfg_options)
     config.launcher = args.launcher
+    _check_wrapper(config)
     name = os.path.splitext(os.path.basename(config.filename))[0]
     config.work_dir = args.work_dir or config.get('work_dir') or os.path.join('work_dirs', name)
     # The defaults of mmpretrain's own tools.
@@ -74,6 +75,18 @@ def load_config(args: argparse.Namespace) -> Config:
             )
             config[loader].setdefault('collate_fn', dict(type='default_collate'))
     return config
+
+
+def _check_wrapper(config: Config) -> None:
+    """Refuse what mmengine's Runner cannot save: it asks one process for all of the state."""
+    wrapper = str((config.get('model_wrapper_cfg') or {}).get('type'))
+    if config.get('runner_type', 'Runner') != 'Runner' or 'FullySharded' in wrapper:
+        raise SetupError(
+            "runner_type, model_wrapper_cfg: runs take mmengine's Runner and DDP, and neither "
+            'another runner nor FSDP; leave the keys out, and to save memory share the state of '
+            "the optimizer: optim_wrapper.optimizer=dict(type='ZeroRedundancyOptimizer', "
+            "optimizer_type='AdamW', lr=...)"
+        )
 
 
 def student_config(config: Config) -> Config:
@@ -145,6 +158,8 @@ def explain(error: Exception) -> str | None:
             'param_scheduler: a part of the schedule would begin after the training has ended: '
             'shorten the warm-up (begin=, end=) or raise train_cfg.max_epochs'
         )
+    if 'SyncBatchNorm layers only work with GPU modules' in text:
+        return 'sync_bn: BatchNorm over several processes needs GPUs; leave the key out on CPUs'
     if isinstance(error, TypeError):
         if found := re.search(
             r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text

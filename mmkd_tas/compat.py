@@ -426,6 +426,53 @@ def quantization() -> bool:
     return True
 
 
+# --- Several processes ---------------------------------------------------------
+
+
+@mend
+def sharded_optimizer_is_saved() -> bool:
+    """mmengine: a run with ZeroRedundancyOptimizer saves checkpoints, where it used to hang."""
+    from mmengine.optim import ZeroRedundancyOptimizer
+    from mmengine.runner import Runner
+
+    # All processes have to give their parts, and mmengine asks only the first for them.
+    del ZeroRedundancyOptimizer.state_dict
+    save = Runner.save_checkpoint
+
+    @functools.wraps(save)
+    def save_checkpoint(self, *args, **kwargs):
+        optimizer = getattr(self.optim_wrapper, 'optimizer', None)
+        if isinstance(optimizer, ZeroRedundancyOptimizer):
+            optimizer.consolidate_state_dict()
+        save(self, *args, **kwargs)
+
+    Runner.save_checkpoint = save_checkpoint
+    return True
+
+
+@mend
+def whole_sync_bn() -> bool:
+    """mmengine: sync_bn keeps hooks on BatchNorm layers, and the activations of timm's."""
+    from mmengine.model import convert_sync_batchnorm
+    from timm.layers import BatchNormAct2d
+    from timm.layers import convert_sync_batchnorm as convert_with_activation
+
+    # mmengine's function calls itself by this name for the children of a module.
+    @functools.wraps(convert_sync_batchnorm)
+    def convert(module: torch.nn.Module, *args, **kwargs) -> torch.nn.Module:
+        if isinstance(module, BatchNormAct2d):
+            converted = convert_with_activation(module)
+        else:
+            converted = convert_sync_batchnorm(module, *args, **kwargs)
+        for name, value in vars(module).items():
+            if name.startswith('_forward_'):
+                setattr(converted, name, value)
+        return converted
+
+    _replace(convert_sync_batchnorm, convert)
+    return True
+
+
 # --- Machines without a GPU ----------------------------------------------------
 
 
@@ -437,10 +484,21 @@ def cpu_distributed() -> bool:
     from mmengine.dist import utils
     from mmengine.model import MMDistributedDataParallel
 
-    def init_gloo(backend: str, init_backend: str = 'torch', **kwargs) -> None:
-        torch.distributed.init_process_group('gloo', **kwargs)
+    def without_gpu(init: Callable) -> Callable:
+        @functools.wraps(init)
+        def init_gloo(backend: str, **kwargs) -> None:
+            set_device = torch.cuda.set_device
+            torch.cuda.set_device = lambda device: None  # only while mmengine would call it
+            try:
+                init('gloo', **kwargs)
+            finally:
+                torch.cuda.set_device = set_device
 
-    utils._init_dist_pytorch = init_gloo
+        return init_gloo
+
+    for launcher in ('pytorch', 'slurm', 'mpi'):
+        name = f'_init_dist_{launcher}'
+        setattr(utils, name, without_gpu(getattr(utils, name)))
     original = MMDistributedDataParallel.__init__
 
     @functools.wraps(original)

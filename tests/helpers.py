@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.registry import HOOKS
@@ -21,17 +22,34 @@ CONFIGS = REPO / 'tests/configs'
 TINY = CONFIGS / 'tiny_distill.py'
 
 
+def same(a, b):
+    """Whether two nested structures are equal, tensors bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def environment(**changes):
+    """The variables of a process of a user, with this package and this interpreter."""
+    return {
+        **os.environ,
+        'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
+        'PYTHONPATH': f'{REPO}:{REPO}/tests',
+        'OMP_NUM_THREADS': '1',
+        **changes,
+    }
+
+
 def run_tool(*args, cwd, ok=True, env=None):
     """Run ``python tools/... args`` as a user would; return the finished process."""
     process = subprocess.run(
         [sys.executable, *map(str, args)],
         cwd=cwd,
-        env={
-            **os.environ,
-            'PYTHONPATH': f'{REPO}:{REPO}/tests',
-            'OMP_NUM_THREADS': '1',
-            **(env or {}),
-        },
+        env=environment(**(env or {})),
         capture_output=True,
         text=True,
         timeout=300,
@@ -99,13 +117,13 @@ def ends_with(*args):
 
 @HOOKS.register_module()
 class KillHook(Hook):
-    """Kill this process, as the kernel would, before a step of an epoch (from 1)."""
+    """Kill a process, as the kernel would, before a step of an epoch (from 1)."""
 
-    def __init__(self, epoch, step):
-        self.at = (epoch - 1, step - 1)
+    def __init__(self, epoch, step, rank=0):
+        self.at = (epoch - 1, step - 1, rank)
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if (runner.epoch, batch_idx) == self.at:
+        if (runner.epoch, batch_idx, get_rank()) == self.at:
             os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -5,10 +5,8 @@ python tools/train.py --dataset digits200 --pair resnet18-w16_vit-w64 --method t
 """
 
 import argparse
-import logging
 from pathlib import Path
 
-from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from mmkd_tas import cli
@@ -72,12 +70,13 @@ def main() -> None:
         if done >= config.train_cfg.get('max_epochs', float('inf')):
             print(f'{config.work_dir}: already trained for {done} epochs, nothing to do')
             return
-        print_log(f'Resuming from {start}, after epoch {done}', level=logging.INFO)
         config.load_from, config.resume = str(start), True
     elif config.get('load_from'):
         read_checkpoint(config.load_from)  # names a file that is unsafe, broken or absent
     with cli.types_checked(config):
         runner = Runner.from_cfg(config)
+        if start is not None:
+            runner.logger.info(f'Resuming from {start}, after epoch {done}')
         runner.train()
 
 

@@ -7,6 +7,8 @@ default_hooks = dict(
     # two, so that there is another one when a file is damaged
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    # one BatchNorm statistic for all processes, when an epoch ends
+    sync_buffers=dict(type='SyncBuffersHook'),
     visualization=dict(type='VisualizationHook', enable=False),
 )
 custom_hooks = [

@@ -2,6 +2,7 @@
 
 import logging
 
+from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
 from mmengine.runner import Runner, autocast
 
@@ -24,6 +25,7 @@ class PreflightHook(Hook):
       weights is stored in the checkpoints.
     - The data sets and the heads must agree on the number of classes.
     - The images must have the size with which the stages were looked up.
+    - All processes must have equally many batches, or they would wait for each other forever.
     - The frozen teacher of a :class:`CrossArchDistill` is evaluated on the
       validation data with the run's own metrics. Its result goes to the log, to
       the visualizer's backends (``teacher/accuracy/top1``) and into the
@@ -39,8 +41,9 @@ class PreflightHook(Hook):
             raises no warning; None asks only that it beats chance.
 
     Raises:
-        SetupError: Before training, if the numbers of classes differ, or the
-            checkpoint to resume from does not fit or had another teacher.
+        SetupError: Before training, if the numbers of classes or of batches differ, there
+            is no batch at all, or the checkpoint to resume from does not fit or had
+            another teacher.
     """
 
     def __init__(self, teacher_floor: float | None = None) -> None:
@@ -53,8 +56,9 @@ class PreflightHook(Hook):
             check_fit(model.state_dict(), checkpoint['state_dict'], runner._load_from, 'resume')
 
     def before_train(self, runner: Runner) -> None:
-        """Check the classes, then the teacher."""
+        """Check the data, then the teacher."""
         model = unwrapped(runner.model)
+        self._check_batches(runner)
         self._check_classes(runner, model)
         self._check_image_size(runner, model)
         if hasattr(model, 'teacher_val_step'):
@@ -67,6 +71,15 @@ class PreflightHook(Hook):
         """Check the classes of a validation without training."""
         if runner._train_loop is None:
             self._check_classes(runner, unwrapped(runner.model))
+
+    def _check_batches(self, runner: Runner) -> None:
+        batches = all_gather_object(len(runner.train_dataloader))
+        if min(batches) == 0 or len(set(batches)) > 1:
+            raise SetupError(
+                f'train_dataloader: the processes have {", ".join(map(str, batches))} batches in '
+                'an epoch, and need equally many, at least one; leave sampler.round_up at True, '
+                'or choose a smaller batch_size'
+            )
 
     def _check_classes(self, runner: Runner, model) -> None:
         heads = num_classes(getattr(model, 'architecture', model))

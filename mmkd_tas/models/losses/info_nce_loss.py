@@ -18,7 +18,8 @@ class InfoNCELoss(DistillLoss):
     """Tell an image by its feature in the other model, among all images of the batch.
 
     See :func:`functional.info_nce`. The negatives are the other images of the batch
-    of all processes; the gradients equal those of one process with the whole batch.
+    of all processes; the gradients equal those of one process with the whole batch. With
+    accumulated gradients the negatives are those of each forward alone.
     Source: Li et al., "Fuse Before Transfer", ICCV 2025.
 
     Args:

@@ -13,7 +13,8 @@ class RSDLoss(DistillLoss):
     """Correlate each dimension with the teacher's, and with no other.
 
     See :func:`functional.rsd_loss`. Statistics and correlations are those of the batch of
-    all processes, and so are the gradients. Source: "Cross-Architecture Distillation Made
+    all processes, and so are the gradients. With accumulated gradients they are those of each
+    forward alone. Source: "Cross-Architecture Distillation Made
     Simple with Redundancy Suppression", ICCV 2025, arXiv 2507.21844.
 
     Args:
