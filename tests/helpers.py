@@ -63,17 +63,6 @@ def train(*args, cwd, **kwargs):
     return run_tool(REPO / 'tools/train.py', *args, cwd=cwd, **kwargs)
 
 
-def same(a, b):
-    """Whether two nested structures are equal, tensors bit for bit."""
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
 def with_hooks(folder, teacher, method, *hooks):
     """Write a config that adds hooks of the tests, and a method, to the tiny one."""
     config = folder / 'config.py'
