@@ -64,6 +64,24 @@ def test_channels_last(method, student, teacher):
     assert_alike(fast, plain, 1e-3)
 
 
+def test_the_memory_format_reaches_the_convolutions():
+    for wanted in (False, True):
+        model = distillation('kd', 'resnet', 'convnext', channels_last=wanted).train()
+        found = []
+
+        def look(module, args, found=found):
+            for tensor in (args[0], module.weight):
+                found.append(tensor.is_contiguous(memory_format=torch.channels_last))
+
+        for part in (model.student, model.teacher):
+            for module in part.modules():
+                if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (3, 3):
+                    module.register_forward_pre_hook(look)
+        model(*batch(model), mode='loss')
+        assert found
+        assert all(found) if wanted else not any(found)
+
+
 @pytest.mark.parametrize('method', ['kd', 'tas'])
 @pytest.mark.parametrize(('student', 'teacher'), PAIRS)
 def test_compiled(method, student, teacher):

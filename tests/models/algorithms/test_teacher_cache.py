@@ -9,6 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from pairs import batch, distillation
+from processes import run_processes
 
 from mmkd_tas.errors import SetupError
 from mmkd_tas.models.algorithms.teacher_cache import TeacherCache
@@ -108,6 +109,27 @@ def test_the_cached_numbers_are_those_of_the_teacher(tmp_path):
         logits = plain.teacher(images, mode='tensor')
         torch.testing.assert_close(found['logits'], logits, rtol=2e-3, atol=1e-3)
         assert found['pooled'].shape == (4, plain.teacher.stage_view.width)
+
+
+def _answers(rank, folder):
+    torch.manual_seed(0)
+    model = distillation('kd', 'vit', 'resnet')
+    images, _ = batch(model, images=8)
+    model.teacher.eval()
+    cache = TeacherCache(folder, max_gb=1)
+    cache.prepare(model.teacher)
+    cache.open(8, {})
+    own = slice(4 * rank, 4 * rank + 4)
+    mine = images[own]
+    cache(list(range(8))[own], lambda missing: model.teacher(mine[missing], mode='tensor'))
+    torch.distributed.barrier()
+    found = cache(list(range(8)), lambda missing: pytest.fail('computed again'))
+    return found['logits'], model.teacher(images, mode='tensor').detach()
+
+
+def test_processes_share_a_cache(tmp_path):
+    for found, expected in run_processes(_answers, str(tmp_path)):
+        torch.testing.assert_close(found, expected, rtol=2e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize('scale', [1.0, 30.0])
