@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import TINY
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from pairs import batch, distillation
@@ -16,6 +17,19 @@ from mmkd_tas.models.algorithms.teacher_cache import TeacherCache
 
 METHODS = ('kd', 'dkd', 'dist', 'ofa', 'hcd', 'rsd', 'tas')
 _names = itertools.count()
+
+
+class SlotHook(Hook):
+    """Takes note of the image that comes with each slot, run by run."""
+
+    seen = []
+
+    def before_train(self, runner):
+        self.seen.append(set())
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        for image, sample in zip(data_batch['inputs'], data_batch['data_samples'], strict=True):
+            self.seen[-1].add((sample.cache_slot, image.double().sum().item()))
 
 
 def run(folder, seed=0, method='kd', options=None, **cache):
@@ -43,6 +57,8 @@ def run(folder, seed=0, method='kd', options=None, **cache):
     config.model.setdefault('teacher_ckpt', str(checkpoint))
     config.experiment_name = f'cache{next(_names)}'
     runner = Runner.from_cfg(config)
+    if 'custom_hooks' not in (options or {}):
+        runner.register_hook(SlotHook())
     seen = []
     runner.model.teacher.register_forward_hook(lambda _, args, out: seen.append(len(args[0])))
     runner.train()
@@ -66,6 +82,13 @@ def test_a_run_that_fills_the_cache_equals_one_that_replays_it(tmp_path):
     assert same(first, again)
     _, seen = run(tmp_path, augmentations=2, seed=1, method='ofa')
     assert seen == 0
+    # Each slot stands for one image, whatever the run.
+    images = {}
+    for runs in SlotHook.seen[-3:]:
+        for slot, content in runs:
+            assert images.setdefault(slot, content) == content
+    assert len(images) == 80
+    assert len({*images.values()}) > 70
 
 
 def test_the_augmentations_are_as_many_as_asked_for(tmp_path):
@@ -78,6 +101,7 @@ def test_the_augmentations_are_as_many_as_asked_for(tmp_path):
 
     one = kept('one', augmentations=1)
     two = kept('two', augmentations=2)
+    assert (two != 0).any(axis=2).all()
     assert (one[0] == two[0]).all()
     assert (two[0] != two[1]).any(axis=1).mean() > 0.9
 
