@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -124,7 +125,8 @@ def test_a_killed_worker_is_told(tmp_path, tiny_teacher):
     assert process.exitcode == 1
     assert 'Traceback' not in output, output[-3000:]
     (told,) = [line for line in output.splitlines() if line.startswith('error: ')]
-    assert 'a worker process of a data loader is killed by signal: Killed, most often' in told
+    # Which of the two is told depends on what PyTorch notices first.
+    assert re.search('a data loader (is killed by signal: Killed|exited), most often', told)
     assert 'lower num_workers' in told
     config = with_hooks(tmp_path, tiny_teacher, 'kd')
     process = start(tmp_path, config, '--resume', *options)

@@ -91,7 +91,7 @@ def test_bad_input(tmp_path):
         ('train_cfg.max_epoch=1', "did you mean 'max_epochs'"),
         ('default_hooks.checkpoin.interval=1', "did you mean 'checkpoint'?"),
         ('model.architecture.head.typ=x', "takes no argument 'typ'"),
-        ('custom_hooks.7.type=x', "'custom_hooks' is a list of 3"),
+        ('custom_hooks.7.type=x', "'custom_hooks' is a list of 4"),
         (
             'model.distiller.type=mmkd_tas.Distill',
             "model.distiller.type: unknown type 'mmkd_tas.Distill'",
