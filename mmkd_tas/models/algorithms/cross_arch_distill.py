@@ -64,8 +64,8 @@ class CrossArchDistill(SingleTeacherDistill):
             teacher's forward; by default the student's.
         teacher_compile, student_compile: Compile what lies between the points that are
             recorded, with :func:`torch.compile`: True, or a dict of its options.
-        channels_last: Keep images and weights in this memory format, which is faster for
-            convolutions in reduced precision.
+        channels_last: Keep weights, and so features, in this memory format, which is faster
+            for convolutions in reduced precision.
         teacher_cache: Arguments of a :class:`TeacherCache`, for methods that take no
             more of the teacher than logits and pooled features. Needs an
             :class:`EpochSeedHook`.
@@ -146,9 +146,9 @@ class CrossArchDistill(SingleTeacherDistill):
         for model, options in ((self.teacher, teacher_compile), (self.student, student_compile)):
             if options:
                 compile_parts(model, options if isinstance(options, dict) else {})
-        self._memory_format = torch.channels_last if channels_last else torch.preserve_format
-        for model in (self.student, self.teacher):
-            model.to(memory_format=self._memory_format)
+        if channels_last:
+            for model in (self.student, self.teacher):
+                model.to(memory_format=torch.channels_last)
         self._report()
 
     def _load_teacher(self, path: str | None) -> None:
@@ -268,7 +268,6 @@ class CrossArchDistill(SingleTeacherDistill):
             ``student.*`` and ``distill.*`` terms, scalars; mmengine sums those
             with ``loss`` in their name.
         """
-        batch_inputs = batch_inputs.to(memory_format=self._memory_format)
         distiller = self.distiller
         deliveries = distiller.deliveries
         if self.distillation_stopped:

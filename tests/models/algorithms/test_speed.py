@@ -92,6 +92,17 @@ def test_compiled(method, student, teacher):
     assert_alike(fast, plain, 1e-3)
 
 
+def test_a_tail_runs_without_what_is_compiled():
+    """Compiled code does not know of the replay, and would be compiled anew for each."""
+    model = distillation('tas', 'resnet', 'vit', teacher_compile=dict(backend='aot_eager'))
+    tail = model.distiller.connectors['assistant'].tail
+    compiled = [m for m in model.teacher.modules() if m._compiled_call_impl is not None]
+    assert compiled
+    with tail._replaying(torch.zeros(1, *tail.stage.shape), own_prefix=False):
+        assert all(m._compiled_call_impl is None for m in compiled)
+    assert all(m._compiled_call_impl is not None for m in compiled)
+
+
 def test_what_is_compiled():
     model = distillation('tas', 'resnet', 'vit', teacher_compile=True, student_compile=True)
     for part in (model.student, model.teacher):
