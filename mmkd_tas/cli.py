@@ -8,6 +8,7 @@ import importlib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.error import URLError
@@ -130,6 +131,19 @@ def explain(error: Exception) -> str | None:
             f'{what} cannot be written ({error.strerror}): make room; a training then goes on from '
             'its last checkpoint with --resume'
         )
+    worker = re.search(r'DataLoader worker \(pid.*?\) (is killed by signal: [\w ]+|exited)', text)
+    # it may be gone while the images it has sent are being fetched from it
+    frames = traceback.extract_tb(error.__traceback__)
+    vanished = isinstance(error, OSError | EOFError) and any(
+        frame.filename.endswith('torch/multiprocessing/reductions.py') for frame in frames
+    )
+    if worker or vanished:
+        return (
+            f'a worker process of a data loader {worker[1] if worker else "exited"}, most often '
+            "because memory has run out (with 'Bus error', shared memory: /dev/shm): lower "
+            'num_workers of the loaders or make room, then go on from the last checkpoint with '
+            '--resume'
+        )
     if isinstance(error, OSError) and error.filename is not None:
         return f"'{error.filename}': {error.strerror}"
     if found := re.search(r"Found 0 files in subfolders of: {'img_path': '(.*?)'}", text):
@@ -143,14 +157,6 @@ def explain(error: Exception) -> str | None:
     # of a worker's traceback, the last: the line of code is there, too
     if found := re.findall(r'failed to load image: (\S+)', text):
         return f"'{found[-1]}' cannot be read as an image: replace it, or take it out of the data"
-    if found := re.search(
-        r'DataLoader worker \(pid.*?\) (is killed by signal: [\w ]+|exited)', text
-    ):
-        return (
-            f'a worker process of a data loader {found[1]}, most often because memory has run out '
-            "(with 'Bus error', shared memory: /dev/shm): lower num_workers of the loaders or make "
-            'room, then go on from the last checkpoint with --resume'
-        )
     if found := re.search(r'Unknown model \((.*)\)', text):
         return f"timm has no model '{found[1]}'{suggest(found[1], timm.list_models())}"
     if 'end should be larger than begin' in text:
