@@ -267,7 +267,7 @@ def plot(ratios: dict[str, float], title: str, file: Path) -> None:
     axes.axvline(1, color='black', linewidth=1)
     axes.invert_yaxis()
     axes.set(xlabel='time of a step / floor', xlim=(0, 1.15 * max(ratios.values())))
-    axes.set_title(title, fontsize=9)
+    axes.set_title(title.replace(', batch', '\nbatch'), fontsize=9)
     figure.savefig(file, dpi=120)
 
 

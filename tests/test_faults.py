@@ -298,3 +298,21 @@ def test_nothing_in_the_product_runs_code_out_of_files():
             for what in unsafe(ast.parse(file.read_text())):
                 found.add((str(file.relative_to(REPO)), what))
     assert found == RESTRICTED
+
+
+def _send(queue):
+    queue.put(torch.ones(3))
+    time.sleep(60)
+
+
+def test_a_worker_that_is_gone_while_its_images_are_fetched():
+    queue = torch.multiprocessing.get_context('fork').Queue()
+    worker = multiprocessing.get_context('fork').Process(target=_send, args=(queue,))
+    worker.start()
+    while queue.empty():
+        time.sleep(0.05)
+    worker.kill()
+    worker.join()
+    with pytest.raises((OSError, EOFError)) as told:
+        queue.get()
+    assert 'a worker process of a data loader exited' in explain(told.value)
