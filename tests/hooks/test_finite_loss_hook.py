@@ -68,11 +68,16 @@ def broken_loss(at, value=math.nan, rank=0):
     return {'model.distiller.distill_losses.loss_kd': cfg}
 
 
+_names = itertools.count()
+
+
 def run_of(tmp_path, *hooks, action='stop', **changes):
     config = Config.fromfile(TINY)
     config.merge_from_dict(
         {
             'work_dir': str(tmp_path),
+            # runs of one second would share their records otherwise
+            'experiment_name': f'finite{next(_names)}',
             'train_cfg.max_epochs': 2,
             'val_cfg': None,
             'val_dataloader': None,
