@@ -13,7 +13,7 @@ from .tail import mean_of
 from .trace import feature_of
 from .view import describe, view_of
 
-SOURCES = ('stage1', 'stage2', 'stage3', 'stage4', 'pooled', 'logits', 'labels')
+SOURCES = ('stage1', 'stage2', 'stage3', 'stage4', 'pooled', 'logits', 'labels', 'classes')
 
 
 @TASK_UTILS.register_module()
@@ -34,6 +34,7 @@ class StageOutputsRecorder(ModuleOutputsRecorder):
     logits     ``(N, C)``
     labels     ``(N,)`` class indices, or ``(N, C)`` shares where mixup or cutmix gave
                the images several
+    classes    ``(N,)`` class indices, that with the largest share
     ========== =================================================================
 
     Args:
@@ -66,7 +67,7 @@ class StageOutputsRecorder(ModuleOutputsRecorder):
         """Find the source in a model, and watch it."""
         given = any(value is not None for value in self.description)
         view = describe(model, *self.description) if given else view_of(model)
-        if self.source == 'labels':
+        if self.source in ('labels', 'classes'):
             hook = model.register_forward_pre_hook(self.record_labels, with_kwargs=True)
             self.handles.append(hook)
         elif self.source == 'pooled':
@@ -89,7 +90,10 @@ class StageOutputsRecorder(ModuleOutputsRecorder):
         """Hook: take the labels from the data samples that a model is called with."""
         if self.recording:
             samples = kwargs.get('data_samples') or next(iter(args[1:]), None)
-            self.data_buffer.append(labels_of(samples))
+            labels = labels_of(samples)
+            if self.source == 'classes' and labels.ndim == 2:
+                labels = labels.argmax(1)
+            self.data_buffer.append(labels)
 
     def record_pooled(self, module: nn.Module, args: tuple) -> None:
         """Hook: take the input of a classifier."""

@@ -110,7 +110,11 @@ class ModelView:
         if name == 'logits':
             return Stage(self.logits_module, 'NC', channels=self.num_classes, grid=(1, 1))
         number = name.removeprefix('stage')
-        return None if name == 'labels' else self.stage(int(number) if number.isdigit() else number)
+        return (
+            None
+            if name in ('labels', 'classes')
+            else self.stage(int(number) if number.isdigit() else number)
+        )
 
     def stage(self, number: int) -> Stage:
         """Return a stage by its number, from 1."""

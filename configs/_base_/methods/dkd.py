@@ -7,7 +7,7 @@ distiller = dict(
     ),
     loss_forward_mappings=dict(
         loss_dkd=dict(
-            preds_S='student.logits', preds_T='teacher.logits', gt_labels='student.labels'
+            preds_S='student.logits', preds_T='teacher.logits', gt_labels='student.classes'
         ),
     ),
 )
