@@ -7,6 +7,7 @@ import errno
 import importlib
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -106,6 +107,8 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except Exception as error:
+        # PyTorch's handler would interrupt the explanation when one more worker dies
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if sentence := explain(error):
             sys.exit(f'error: {sentence}')
         raise

@@ -91,9 +91,13 @@ def fails(*args, cwd, saying):
 
 def call(*args):
     """Run a tool in this process, where that is enough."""
+    handler = signal.getsignal(signal.SIGCHLD)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, 'argv', list(map(str, args)))
-        runpy.run_path(str(args[0]), run_name='__main__')
+        try:
+            runpy.run_path(str(args[0]), run_name='__main__')
+        finally:
+            signal.signal(signal.SIGCHLD, handler)
 
 
 def ends_with(*args):

@@ -1,7 +1,9 @@
 """Running a function in several processes that form a gloo group."""
 
+import contextlib
 import datetime
 import pickle
+import random
 import socket
 import tempfile
 from pathlib import Path
@@ -9,13 +11,13 @@ from pathlib import Path
 import torch
 
 
-def _start(rank, world, port, folder, function, args):
+def _start(rank, world, folder, function, args):
     import mmkd_tas  # noqa: F401  (the mends)
 
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         'gloo',
-        init_method=f'tcp://127.0.0.1:{port}',
+        init_method=f'file://{folder}/store',
         rank=rank,
         world_size=world,
         timeout=datetime.timedelta(minutes=1),
@@ -25,16 +27,18 @@ def _start(rank, world, port, folder, function, args):
 
 
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        return probe.getsockname()[1]
+    """A port below those that the kernel hands out: no connection of another test takes it."""
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            port = random.SystemRandom().randrange(20000, 32000)
+            probe.bind(('127.0.0.1', port))
+            return port
 
 
 def run_processes(function, *args, world=2):
     """Return what ``function(rank, *args)`` returns in each of the processes."""
-    port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.start_processes(
-            _start, (world, port, folder, function, args), nprocs=world, start_method='fork'
+            _start, (world, folder, function, args), nprocs=world, start_method='fork'
         )
         return [pickle.loads(Path(folder, str(rank)).read_bytes()) for rank in range(world)]

@@ -21,7 +21,8 @@ from helpers import REPO, TINY, call, captured_log, ends_with, same, with_hooks
 import mmkd_tas.datasets
 import mmkd_tas.models  # noqa: F401  (once, for the processes that are forked)
 from mmkd_tas.checkpoint import find_checkpoint, read_checkpoint
-from mmkd_tas.cli import explain
+from mmkd_tas.cli import explain, run
+from mmkd_tas.errors import SetupError
 
 TRAIN = REPO / 'tools/train.py'
 
@@ -316,3 +317,23 @@ def test_a_worker_that_is_gone_while_its_images_are_fetched():
     with pytest.raises((OSError, EOFError)) as told:
         queue.get()
     assert 'a worker process of a data loader exited' in explain(told.value)
+
+
+def test_a_worker_that_dies_while_an_error_is_explained():
+    class MistakeError(SetupError):
+        def __str__(self):
+            signal.raise_signal(signal.SIGCHLD)
+            return 'the mistake'
+
+    def main():
+        raise MistakeError
+
+    def handler(*_):
+        raise RuntimeError('DataLoader worker (pid 1) is killed by signal: Killed.')
+
+    before = signal.signal(signal.SIGCHLD, handler)
+    try:
+        with pytest.raises(SystemExit, match='error: the mistake'):
+            run(main)
+    finally:
+        signal.signal(signal.SIGCHLD, before)

@@ -3,7 +3,6 @@
 import json
 import os
 import runpy
-import socket
 
 import mmengine
 import pytest
@@ -14,6 +13,7 @@ from helpers import REPO, TINY, ends_with, fails, run_tool, train
 from matplotlib import pyplot as plt
 from mmengine.config import Config
 from mmengine.runner import Runner
+from processes import free_port
 
 from mmkd_tas.runs import Run
 
@@ -147,12 +147,6 @@ def test_bad_input(finished, tmp_path, monkeypatch):
     assert 'no record of a training' in ends_with(TOOLS / 'compare_runs.py', tmp_path)
 
 
-def free_port():
-    with socket.socket() as server:
-        server.bind(('127.0.0.1', 0))
-        return str(server.getsockname()[1])
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason='needs one GPU per process')
 def test_two_processes(tmp_path):
     """dist_train.sh and dist_test.sh, on CPUs; one process writes."""
@@ -163,7 +157,7 @@ def test_two_processes(tmp_path):
         **os.environ,
         'PATH': f'{os.path.dirname(sys.executable)}:{os.environ["PATH"]}',
         'PYTHONPATH': str(REPO),
-        'PORT': free_port(),
+        'PORT': str(free_port()),
         'OMP_NUM_THREADS': '1',
     }
 
