@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -111,23 +111,24 @@ class CrossArchDistill(SingleTeacherDistill):
                 if isinstance(model, dict):
                     set_num_classes(model, data_preprocessor.get('num_classes'))
         random_teacher = isinstance(teacher, dict) and not (teacher_ckpt or _pretrained(teacher))
-        architecture, teacher = (
-            MODELS.build(model) if isinstance(model, dict) else model
-            for model in (architecture, teacher)
-        )
-        input_size = describe(architecture, input_size, student_stages).input_size
-        teacher_size = (teacher_input or {}).get('size') or input_size
-        describe(teacher, teacher_size, teacher_stages)
-        super().__init__(
-            architecture=architecture,
-            teacher=teacher,
-            distiller=distiller,
-            data_preprocessor=data_preprocessor,
-            **kwargs,
-        )
+        if isinstance(architecture, dict):
+            architecture = MODELS.build(architecture)
+        with _random_numbers_aside():
+            if isinstance(teacher, dict):
+                teacher = MODELS.build(teacher)
+            input_size = describe(architecture, input_size, student_stages).input_size
+            teacher_size = (teacher_input or {}).get('size') or input_size
+            describe(teacher, teacher_size, teacher_stages)
+            super().__init__(
+                architecture=architecture,
+                teacher=teacher,
+                distiller=distiller,
+                data_preprocessor=data_preprocessor,
+                **kwargs,
+            )
+            self._load_teacher(teacher_ckpt)
         # Take the teacher out of the submodules.
         object.__setattr__(self, 'teacher', self._modules.pop('teacher'))
-        self._load_teacher(teacher_ckpt)
         if random_teacher:
             print_log(
                 "The teacher's weights are random: give model.teacher_ckpt",
@@ -349,6 +350,14 @@ class CrossArchDistill(SingleTeacherDistill):
     def _apply(self, fn, *args, **kwargs):
         self.teacher._apply(fn, *args, **kwargs)
         return super()._apply(fn, *args, **kwargs)
+
+
+@contextlib.contextmanager
+def _random_numbers_aside() -> Iterator[None]:
+    """Draw from another stream, so that a student begins as it would without a teacher."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(torch.randint(2**62, ())))
+        yield
 
 
 def _batch_augments(student: dict | BaseModel) -> dict | None:

@@ -5,13 +5,14 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import TINY, captured_log
+from helpers import TINY, captured_log, same
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import nn
 
+from mmkd_tas.configs import compose
 from mmkd_tas.errors import SetupError
 
 
@@ -307,3 +308,19 @@ def test_built_models_are_accepted():
     assert model.student is student
     assert model.teacher is teacher
     assert isinstance(model, nn.Module)
+
+
+@pytest.mark.parametrize('student', ['resnet18-w8', 'vit-w64', 'mixer-w64'])
+@pytest.mark.parametrize('method', ['kd', 'tas'])
+def test_a_student_begins_as_it_would_alone(student, method):
+    """The same weights under the same seed, and the same random numbers afterwards."""
+    found = []
+    for chosen in ('student', method):
+        torch.manual_seed(3)
+        cfg = compose('digits', f'resnet18-w16_{student}', chosen)
+        model = MODELS.build({**cfg.model, 'data_preprocessor': cfg.data_preprocessor})
+        found.append(torch.rand(3))
+        model.init_weights()
+        found.append(snapshot(getattr(model, 'student', model)))
+    assert same(*found[::2])
+    assert same(*found[1::2])
