@@ -55,6 +55,8 @@ class Cell:
         pair: ``TEACHER_STUDENT``.
         seed: Of the run.
         options: Arguments of tools/train.py, up to files and folders.
+        folder: Its work dir.
+        teacher: That of the teacher; None if there is none.
     """
 
     row: str
@@ -62,35 +64,25 @@ class Cell:
     pair: str
     seed: int
     options: list[str]
+    folder: Path
+    teacher: Path | None = None
 
-    @property
-    def teacher(self) -> str:
-        """Name of the teacher's model."""
-        return self.pair.partition('_')[0]
+    def arguments(self, root: Path, *more: str) -> list[str]:
+        """Return the arguments of tools/train.py, with more of its options."""
+        teacher = [f'model.teacher_ckpt={root / self.teacher}'] if self.teacher else []
+        return [*self.options, *teacher, *more, f'--work-dir={root / self.folder}']
 
-    def folder(self, root: Path) -> Path:
-        """Return its work dir."""
-        if self.row == 'teacher':
-            return root / self.teacher
-        return root / self.pair / self.row / str(self.seed)
-
-    def arguments(self, root: Path) -> list[str]:
-        """Return the arguments of tools/train.py, up to the work dir."""
-        if self.row in ('teacher', 'student alone'):
-            return self.options
-        return [*self.options, f'model.teacher_ckpt={root / self.teacher}']
-
-    def record(self, root: Path, usual: Path) -> dict:
+    def record(self, root: Path) -> dict:
         """Return what is kept of its run: command and metrics."""
-        run = Run.read(self.folder(root))
+        run = Run.read(root / self.folder)
         steps = sorted(run.train)[:: -(-len(run.train) // 20)]
-        command = ['python', 'tools/train.py', *self.arguments(usual)]
+        command = ['python', 'tools/train.py', *self.arguments(WORK_DIR)]
         return dict(
             row=self.row,
             direction=self.direction,
             pair=self.pair,
             seed=self.seed,
-            command=shlex.join([*command, f'--work-dir={self.folder(usual)}']),
+            command=shlex.join(command),
             top1=round(run.top1, 2),
             seconds=round(run.seconds),
             val={epoch: round(m['accuracy/top1'], 2) for epoch, m in run.val.items()},
@@ -112,11 +104,12 @@ def cells(protocol: Config, args: argparse.Namespace) -> list[Cell]:
             *(f'{key}={value}' for key, value in chosen.items()),
         ]
 
-    teachers = {pair.partition('_')[0]: pair for pair in protocol.pairs.values()}
-    found = [
-        Cell('teacher', None, pair, 0, options('teacher', 'teacher', {'randomness.seed': 0}))
-        for pair in teachers.values()
-    ]
+    name = Path(protocol.filename).stem
+    teachers = Path(protocol.get('teachers', name))
+    found = []
+    for model, pair in {pair.partition('_')[0]: pair for pair in protocol.pairs.values()}.items():
+        chosen = options('teacher', 'teacher', {'randomness.seed': 0})
+        found.append(Cell('teacher', None, pair, 0, chosen, teachers / model))
     for seed in args.seeds or range(protocol.seeds):
         for row in args.rows or protocol.rows:
             if row not in protocol.known_rows:
@@ -126,12 +119,14 @@ def cells(protocol: Config, args: argparse.Namespace) -> list[Cell]:
             chosen = {f'model.distiller.distill_losses.{key}': value for key, value in losses}
             chosen.update({'randomness.seed': seed, 'train_cfg.val_interval': 1000})
             chosen.update({'default_hooks.checkpoint.interval': 1000})
+            chosen = options('student', known.method, chosen)
             for direction, pair in protocol.pairs.items():
-                found.append(
-                    Cell(row, direction, pair, seed, options('student', known.method, chosen))
-                )
+                folder = Path(name, pair, row, str(seed))
+                teacher = teachers / pair.partition('_')[0]
+                teacher = None if known.method == 'student' else teacher
+                found.append(Cell(row, direction, pair, seed, chosen, folder, teacher))
     for cell in found:
-        cell.options.insert(1, f'--pair={cell.pair}')
+        cell.options = [cell.options[0], f'--pair={cell.pair}', *cell.options[1:]]
     return found
 
 
@@ -140,7 +135,7 @@ def train(task: tuple[Path, list[str], int]) -> None:
     folder, arguments, threads = task
     torch.set_num_threads(threads)
     folder.mkdir(parents=True, exist_ok=True)
-    sys.argv = ['train.py', *arguments, '--work-dir', str(folder), '--resume', 'auto']
+    sys.argv = ['train.py', *arguments, '--resume', 'auto']
     with open(folder / 'console.log', 'a') as log:
         sys.stdout = sys.stderr = log
         try:
@@ -149,14 +144,15 @@ def train(task: tuple[Path, list[str], int]) -> None:
             raise RuntimeError(f'{folder}: {end}') from end
 
 
-def train_all(todo: list[Cell], args: argparse.Namespace, root: Path, what: str) -> None:
+def train_all(todo: list[Cell], args: argparse.Namespace, what: str) -> None:
     """Train what is not trained yet, each in a process of its own."""
+    root = args.work_dir
     data = [
         f'{loader}_dataloader.dataset.data_root={args.data_root}'
         for loader in ('train', 'val')
         if args.data_root
     ]
-    tasks = [(c.folder(root), [*c.arguments(root), *data], args.threads) for c in todo]
+    tasks = [(root / c.folder, c.arguments(root, *data), args.threads) for c in todo]
     with multiprocessing.get_context('fork').Pool(args.workers, maxtasksperchild=1) as pool:
         for _ in track(pool.imap_unordered(train, tasks), what, total=len(tasks)):
             pass
@@ -209,11 +205,10 @@ def main() -> None:
     args = parse_args()
     protocol = load_config(args.protocol)
     name = args.protocol.stem
-    root = args.work_dir / name
     known = cells(protocol, args)
     if not args.table:
-        train_all([c for c in known if c.row == 'teacher'], args, root, 'teachers')
-        train_all([c for c in known if c.row != 'teacher'], args, root, 'students')
+        train_all([c for c in known if c.row == 'teacher'], args, 'teachers')
+        train_all([c for c in known if c.row != 'teacher'], args, 'students')
     about = dict(
         protocol=name,
         seeds=len(args.seeds or range(protocol.seeds)),
@@ -221,9 +216,9 @@ def main() -> None:
         threads=args.threads,
     )
     runs = [
-        cell.record(root, WORK_DIR / name)
+        cell.record(args.work_dir)
         for cell in known
-        if (cell.folder(root) / 'last_checkpoint').is_file()
+        if (args.work_dir / cell.folder / 'last_checkpoint').is_file()
     ]
     args.out.mkdir(parents=True, exist_ok=True)
     text = ',\n'.join(json.dumps(run) for run in runs)  # one run per line

@@ -23,6 +23,16 @@ known_rows = {
         losses={f'loss_as_{kind}.detach_target': False for kind in ('features', 'logits')},
     ),
     'HCD': dict(method='hcd'),
+    'HCD, sum over stages': dict(method='hcd', losses={'loss_hcd.stage_reduction': 'sum'}),
+    'HCD, mean over stages': dict(method='hcd', losses={'loss_hcd.stage_reduction': 'mean'}),
+    'HCD, sum, target detached': dict(
+        method='hcd',
+        losses={'loss_hcd.stage_reduction': 'sum', 'loss_hcd.detach_target': True},
+    ),
+    'HCD, mean, target detached': dict(
+        method='hcd',
+        losses={'loss_hcd.stage_reduction': 'mean', 'loss_hcd.detach_target': True},
+    ),
     'RSD': dict(method='rsd'),
     'TAS, RSD for InfoNCE': dict(method='tas-rsd'),
     'TAS + HCD': dict(method='tas-hcd'),
