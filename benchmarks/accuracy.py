@@ -1,8 +1,8 @@
 """Compare methods over pairs and seeds: python benchmarks/accuracy.py PROTOCOL
 
 Trains every cell through tools/train.py, each on one thread; cells that are trained
-already are kept, and interrupted ones go on. Writes the record of every run, and the table
-that is made of them, to --out, logs and checkpoints to --work-dir.
+already are kept, and interrupted ones go on. Writes the record of every run, and table
+and plot that are made of them, to --out, logs and checkpoints to --work-dir.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from matplotlib import pyplot as plt
 from mmengine.config import Config
 from rich.progress import track
 
@@ -158,46 +159,77 @@ def train_all(todo: list[Cell], args: argparse.Namespace, what: str) -> None:
             pass
 
 
+def results(record: dict) -> tuple[dict[str, float], dict[str, dict[str, list[float]]]]:
+    """Return top-1 of the teachers by direction, and of the rows by direction, of every seed.
+
+    Rows that lack a direction are left out.
+    """
+    students = [run for run in record['runs'] if run['row'] != 'teacher']
+    pairs = {run['direction']: run['pair'] for run in students}
+    rows = {run['row']: {direction: [] for direction in pairs} for run in students}
+    for run in students:
+        rows[run['row']][run['direction']].append(run['top1'])
+    found = {
+        run['pair'].partition('_')[0]: run['top1']
+        for run in record['runs']
+        if run['row'] == 'teacher'
+    }
+    teachers = {direction: found[pair.partition('_')[0]] for direction, pair in pairs.items()}
+    return teachers, {row: values for row, values in rows.items() if all(values.values())}
+
+
+def deviation(values: list[float]) -> float | None:
+    """Return the standard deviation, None of a single value."""
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
 def table(record: dict) -> str:
     """Return the table of a record, Markdown: mean and deviation over the seeds."""
-    students = [cell for cell in record['runs'] if cell['row'] != 'teacher']
-    directions = list(dict.fromkeys(cell['direction'] for cell in students))
+    teachers, rows = results(record)
     lines = [
-        f'| top-1, % | {" | ".join(directions)} | mean | gain |',
-        '|---' * (len(directions) + 3) + '|',
+        f'| top-1, % | {" | ".join(teachers)} | mean | gain |',
+        '|---' * (len(teachers) + 3) + '|',
+        f'| teacher | {" | ".join(f"{top1:.1f}" for top1 in teachers.values())} | | |',
     ]
-    pairs = {cell['direction']: cell['pair'] for cell in students}
-    teachers = {
-        cell['pair'].partition('_')[0]: cell['top1']
-        for cell in record['runs']
-        if cell['row'] == 'teacher'
-    }
-    accuracy = (f'{teachers[pairs[direction].split("_")[0]]:.1f}' for direction in directions)
-    lines.append(f'| teacher | {" | ".join(accuracy)} | | |')
     alone = None
-    for row in dict.fromkeys(cell['row'] for cell in students):
-        by_direction = {
-            direction: [
-                cell['top1']
-                for cell in students
-                if (cell['row'], cell['direction']) == (row, direction)
-            ]
-            for direction in directions
-        }
-        if not all(by_direction.values()):
-            continue
+    for row, by_direction in rows.items():
         seeds = min(map(len, by_direction.values()))
-        texts, means = [], []
+        texts = []
         for values in by_direction.values():
-            means.append(statistics.mean(values))
-            spread = f' ± {statistics.stdev(values):.1f}' if len(values) > 1 else ''
-            texts.append(f'{means[-1]:.1f}{spread}')
-        mean = statistics.mean(means)
+            spread = deviation(values)
+            spread = '' if spread is None else f' ± {spread:.1f}'
+            texts.append(f'{statistics.mean(values):.1f}{spread}')
+        mean = statistics.mean(map(statistics.mean, by_direction.values()))
         alone = mean if row == 'student alone' else alone
         gain = '' if alone is None or row == 'student alone' else f'{mean - alone:+.1f}'
         name = row if seeds == record['seeds'] else f'{row} ({seeds} seeds)'
         lines.append(f'| {name} | {" | ".join(texts)} | {mean:.1f} | {gain} |')
     return '\n'.join(lines) + '\n'
+
+
+def plot(record: dict, file: Path) -> None:
+    """Draw the table of a record: a panel per pair, a point per row."""
+    teachers, rows = results(record)
+    figure, axes = plt.subplots(
+        1,
+        len(teachers),
+        figsize=(3 * len(teachers), 0.28 * len(rows) + 1.2),
+        sharex=True,
+        sharey=True,
+        layout='constrained',
+    )
+    for ax, (direction, teacher) in zip(axes, teachers.items(), strict=True):
+        means = {row: statistics.mean(values[direction]) for row, values in rows.items()}
+        spreads = [deviation(values[direction]) or 0 for values in rows.values()]
+        ax.axvline(teacher, color='C1', linestyle='--', label='teacher')
+        if alone := means.get('student alone'):
+            ax.axvline(alone, color='0.6', linestyle=':', label='student alone')
+        ax.errorbar(list(means.values()), list(means), xerr=spreads, fmt='o')
+        ax.set(title=direction, xlabel='top-1 (%)')
+        ax.grid(alpha=0.3)
+    axes[0].invert_yaxis()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc='outside lower right', ncols=2)
+    figure.savefig(file, dpi=110)
 
 
 def main() -> None:
@@ -224,8 +256,10 @@ def main() -> None:
     text = ',\n'.join(json.dumps(run) for run in runs)  # one run per line
     about = json.dumps(about)[:-1]
     (args.out / f'{name}.json').write_text(f'{about}, "runs": [\n{text}\n]}}\n')
-    (args.out / f'{name}.md').write_text(table(json.loads((args.out / f'{name}.json').read_text())))
-    print((args.out / f'{name}.md').read_text())
+    record = json.loads((args.out / f'{name}.json').read_text())
+    (args.out / f'{name}.md').write_text(table(record))
+    plot(record, args.out / f'{name}.png')
+    print(table(record))
 
 
 if __name__ == '__main__':

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from mmcv.cnn import DepthwiseSeparableConvModule
 from mmcv.cnn.bricks.transformer import PatchEmbed
+from timm.models.cait import ClassAttn
 from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -103,7 +104,9 @@ class TokenPool(nn.Module):
         self.merges = nn.Sequential(*merges)
         self.prefix = _linear(stage.channels, width) if stage.prefix else None
         heads = math.gcd(num_heads, width)
-        self.blocks = nn.Sequential(*(Block(width, heads, qkv_bias=True) for _ in range(depth)))
+        last = ClassBlock if stage.prefix else Block
+        kinds = [Block] * (depth - 1) + [last]
+        self.blocks = nn.Sequential(*(kind(width, heads, qkv_bias=True) for kind in kinds))
 
     def forward(self, feature: Tensor) -> Tensor:
         """Pool a feature in the layout of the stage."""
@@ -113,6 +116,19 @@ class TokenPool(nn.Module):
             return self.blocks(tokens).mean(1)
         prefix = self.prefix(self.stage.prefix_tokens(feature))
         return self.blocks(torch.cat([prefix, tokens], dim=1))[:, 0]
+
+
+class ClassBlock(Block):
+    """A last transformer block, of whose outputs the class token alone is used and computed."""
+
+    def __init__(self, width: int, num_heads: int, qkv_bias: bool) -> None:
+        super().__init__(width, num_heads, qkv_bias=qkv_bias)
+        self.attn = ClassAttn(width, num_heads, qkv_bias=qkv_bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the class token ``(N, 1, C)`` of tokens ``(N, 1 + L, C)``."""
+        token = tokens[:, :1] + self.attn(self.norm1(tokens))
+        return token + self.mlp(self.norm2(token))
 
 
 def _linear(before: int, after: int) -> nn.Module:

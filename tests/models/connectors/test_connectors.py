@@ -2,12 +2,13 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 from pairs import batch, distillation, step
+from timm.models.vision_transformer import Block
 from torch import nn
 from torch.nn import functional as F
 from zoo import ZOO
 
 from mmkd_tas.errors import SetupError
-from mmkd_tas.models.connectors.blocks import ConvPool, LocalToGlobal, TokenPool
+from mmkd_tas.models.connectors.blocks import ClassBlock, ConvPool, LocalToGlobal, TokenPool
 from mmkd_tas.stages import Stage, describe
 
 
@@ -76,6 +77,19 @@ def test_the_class_token_is_what_counts():
     plain = TokenPool(Stage('x', 'NLC', 0, 16, (8, 8)), 1, 16, num_heads=4)
     plain.blocks = nn.Identity()
     torch.testing.assert_close(plain(feature[:, 1:]), feature[:, 1:].mean(1))
+
+
+def test_a_block_for_the_class_token_alone():
+    block, short = Block(16, 4, qkv_bias=True).double(), ClassBlock(16, 4, qkv_bias=True).double()
+    weights = block.state_dict()
+    for kind in ('weight', 'bias'):
+        nn.init.normal_(weights[f'norm1.{kind}'])
+        nn.init.normal_(weights[f'norm2.{kind}'])
+        for name, part in zip('qkv', weights.pop(f'attn.qkv.{kind}').chunk(3), strict=True):
+            weights[f'attn.{name}.{kind}'] = part
+    short.load_state_dict(weights)
+    tokens = torch.randn(3, 1 + 9, 16, dtype=torch.float64)
+    torch.testing.assert_close(short(tokens)[:, 0], block(tokens)[:, 0])
 
 
 def test_initial_weights():
