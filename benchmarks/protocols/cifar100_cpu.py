@@ -25,6 +25,7 @@ rows = [
     'OFA',
     'TAS',
     'HCD',
+    'HCD, target not detached',
     'RSD',
     'TAS, RSD for InfoNCE',
 ]

@@ -15,8 +15,16 @@ student = dict(
     }
 )
 rows = [
-    'HCD, sum over stages',
+    'student alone',
+    'HCD',
+    'HCD, target not detached',
     'HCD, mean over stages',
-    'HCD, sum, target detached',
-    'HCD, mean, target detached',
+    'HCD, mean over stages, target not detached',
+    'TAS',
+    'TAS, assistant not detached',
+    'TAS, temperature 0.2',
+    'TAS, OFA of gamma 1.5',
+    'TAS, RSD for InfoNCE',
+    'TAS + HCD',
+    'OFA + RSD',
 ]

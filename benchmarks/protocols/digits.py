@@ -7,6 +7,20 @@ pairs = {
     'MLP -> CNN': 'mixer-w64_resnet18-w4',
 }
 seeds = 5
-rows = [row for row in _base_.known_rows if row not in ('DKD', 'DIST')]
+rows = [
+    'student alone',
+    'KD',
+    'OFA',
+    'TAS',
+    'TAS, without InfoNCE',
+    'TAS, without OFA',
+    'TAS, without L(t -> a)',
+    'TAS, assistant not detached',
+    'HCD, target not detached',
+    'RSD',
+    'TAS, RSD for InfoNCE',
+    'TAS + HCD, target not detached',
+    'OFA + RSD',
+]
 teacher = dict(dataset='digits', options=dict())
 student = dict(dataset='digits200', options=dict())

@@ -22,19 +22,24 @@ known_rows = {
         method='tas',
         losses={f'loss_as_{kind}.detach_target': False for kind in ('features', 'logits')},
     ),
-    'HCD': dict(method='hcd'),
-    'HCD, sum over stages': dict(method='hcd', losses={'loss_hcd.stage_reduction': 'sum'}),
-    'HCD, mean over stages': dict(method='hcd', losses={'loss_hcd.stage_reduction': 'mean'}),
-    'HCD, sum, target detached': dict(
-        method='hcd',
-        losses={'loss_hcd.stage_reduction': 'sum', 'loss_hcd.detach_target': True},
+    'TAS, temperature 0.2': dict(
+        method='tas', losses={f'loss_{pair}_features.tau': 0.2 for pair in ('ts', 'ta', 'as')}
     ),
-    'HCD, mean, target detached': dict(
+    'TAS, OFA of gamma 1.5': dict(
+        method='tas', losses={f'loss_{pair}_logits.gamma': 1.5 for pair in ('ts', 'ta', 'as')}
+    ),
+    'HCD': dict(method='hcd'),
+    'HCD, target not detached': dict(method='hcd', losses={'loss_hcd.detach_target': False}),
+    'HCD, mean over stages': dict(method='hcd', losses={'loss_hcd.stage_reduction': 'mean'}),
+    'HCD, mean over stages, target not detached': dict(
         method='hcd',
-        losses={'loss_hcd.stage_reduction': 'mean', 'loss_hcd.detach_target': True},
+        losses={'loss_hcd.stage_reduction': 'mean', 'loss_hcd.detach_target': False},
     ),
     'RSD': dict(method='rsd'),
     'TAS, RSD for InfoNCE': dict(method='tas-rsd'),
     'TAS + HCD': dict(method='tas-hcd'),
+    'TAS + HCD, target not detached': dict(
+        method='tas-hcd', losses={'loss_hcd.detach_target': False}
+    ),
     'OFA + RSD': dict(method='ofa-rsd'),
 }

@@ -12,6 +12,8 @@ distiller = dict(
             tau=1.0,
             theta=0.5,
             stage_reduction='sum',
+            # the paper has False
+            detach_target=True,
         ),
     ),
     loss_forward_mappings=dict(

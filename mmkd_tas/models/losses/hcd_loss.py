@@ -34,10 +34,10 @@ class HCDLoss(DistillLoss):
         theta: Cosine from which on two sub-logits are too alike.
         lambda_s, lambda_t: Of the rectification.
         label_smoothing: Of the cross-entropy.
-        stage_reduction: ``'sum'`` or ``'mean'`` over the stages. The sum of four stages can
-            drown the student's own cross-entropy.
+        stage_reduction: ``'sum'`` or ``'mean'`` over the stages.
         loss_weight: Factor of all terms.
-        detach_target: The sub-logits do not learn from ``sdd``.
+        detach_target: The sub-logits do not learn from ``sdd``. The paper lets them; a
+            student with tokens may then learn nothing at all (docs/results.md).
 
     Raises:
         SetupError: If tau is not positive, theta is no cosine, or stage_reduction is
@@ -57,7 +57,7 @@ class HCDLoss(DistillLoss):
         label_smoothing: float = 0.1,
         stage_reduction: str = 'sum',
         loss_weight: float = 1.0,
-        detach_target: bool = False,
+        detach_target: bool = True,
     ) -> None:
         super().__init__(loss_weight, detach_target)
         self.weights = dict(ce=gt_weight, kd=kd_weight, sdd=sdd_weight, ol=ol_weight)

@@ -142,7 +142,7 @@ def test_who_gets_gradients():
 def test_the_gradient():
     sub, student, teacher = logits(1, 2, 3, 4), logits(2, 4, seed=1), logits(2, 4, seed=2)
     labels = torch.tensor([0, 3])
-    loss = HCDLoss(theta=0.1)
+    loss = HCDLoss(theta=0.1, detach_target=False)
 
     def total(sub, student):
         return sum(loss(sub, student, teacher, labels).values())
