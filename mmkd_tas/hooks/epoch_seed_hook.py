@@ -143,7 +143,8 @@ class EpochSeedHook(Hook):
             {
                 'data set': data_fingerprint(dataset),
                 'pipeline': json.dumps(pipeline, sort_keys=True, default=str),
-                'input of the teacher': model.teacher_input_description(),
+                'input of the teacher': model.teacher_inputs.description,
+                'precision of the teacher': str(model.teacher_precision),
             },
         )
         dataset.pipeline = SeededPipeline(dataset.pipeline, 0, 0, len(dataset))

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from mmengine.hub import get_config
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
@@ -23,6 +22,7 @@ from ...registry import MODELS
 from ...stages import StageOutputsRecorder, describe
 from ..utils import count_parameters, num_classes
 from .teacher_cache import TeacherCache
+from .teacher_input import TeacherInput
 
 
 @MODELS.register_module()
@@ -137,7 +137,8 @@ class CrossArchDistill(SingleTeacherDistill):
             )
         self.teacher.eval()
         self._check_classes()
-        self._prepare_teacher_input(teacher_input or {})
+        own = getattr(self.teacher, 'data_preprocessor', None)
+        self.teacher_inputs = TeacherInput(teacher_input or {}, self.data_preprocessor, own)
         self._prepare_precision(teacher_precision)
         self.teacher_cache = None
         if teacher_cache is not None:
@@ -169,42 +170,13 @@ class CrossArchDistill(SingleTeacherDistill):
                 'give both heads the same num_classes'
             )
 
-    def _prepare_teacher_input(self, cfg: dict) -> None:
-        cfg = dict(cfg)
-        self._teacher_size = cfg.pop('size', None)
-        self._interpolation = cfg.pop('interpolation', 'bicubic')
-        student = _normalisation(self.data_preprocessor) or ((0.0,), (1.0,))
-        own = _normalisation(getattr(self.teacher, 'data_preprocessor', None))
-        mean, std = own or student
-        mean, std = cfg.pop('mean', mean), cfg.pop('std', std)
-        if cfg:
-            raise SetupError(
-                f'model.teacher_input: unknown keys {sorted(cfg)}; it takes size, mean, std and '
-                'interpolation'
-            )
-        modes = ('nearest', 'bilinear', 'bicubic', 'area', 'nearest-exact')
-        if self._interpolation not in modes:
-            raise SetupError(
-                f'model.teacher_input.interpolation: {self._interpolation!r} is none of {modes}'
-            )
-        # (x * s_std + s_mean - t_mean) / t_std, as one multiplication and addition.
-        columns = [
-            torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (*student, mean, std)
-        ]
-        student_mean, student_std, mean, std = columns
-        self.register_buffer('_teacher_scale', student_std / std, persistent=False)
-        self.register_buffer('_teacher_shift', (student_mean - mean) / std, persistent=False)
-        self._same_normalisation = bool(
-            (self._teacher_scale == 1).all() and (self._teacher_shift == 0).all()
-        )
-
     def _prepare_precision(self, name: str | None) -> None:
         names = ('bfloat16', 'float16', 'float32')
         if name not in (None, *names):
             raise SetupError(
                 f'model.teacher_precision: {name!r} is none of {", ".join(map(repr, names))}'
             )
-        self._precision = name and getattr(torch, name)
+        self.teacher_precision = name and getattr(torch, name)
 
     def _check_cache(self) -> None:
         kept = {'logits', 'pooled'}
@@ -228,13 +200,6 @@ class CrossArchDistill(SingleTeacherDistill):
                 'or the cache out'
             )
 
-    def teacher_input_description(self) -> str:
-        """Return what a teacher's input depends on, beside the student's images."""
-        images = _normalisation(self.data_preprocessor)
-        scale, shift = self._teacher_scale.flatten(), self._teacher_shift.flatten()
-        size, how = self._teacher_size, self._interpolation
-        return f'{images} {scale.tolist()} {shift.tolist()} {size} {how} {self._precision}'
-
     def _report(self) -> None:
         student = count_parameters(self.student)
         extra = count_parameters(self.distiller)
@@ -244,17 +209,6 @@ class CrossArchDistill(SingleTeacherDistill):
             'training only)',
             'current',
         )
-
-    def teacher_inputs(self, batch_inputs: Tensor) -> Tensor:
-        """Return the student's images ``(N, C, H, W)`` as the teacher wants them."""
-        if self._teacher_size is not None:
-            filtered = self._interpolation in ('bilinear', 'bicubic')
-            batch_inputs = F.interpolate(
-                batch_inputs, self._teacher_size, mode=self._interpolation, antialias=filtered
-            )
-        if not self._same_normalisation:
-            batch_inputs = batch_inputs * self._teacher_scale + self._teacher_shift
-        return batch_inputs
 
     def loss(
         self, batch_inputs: Tensor, data_samples: list[BaseDataElement] | None = None
@@ -279,7 +233,7 @@ class CrossArchDistill(SingleTeacherDistill):
             distiller.set_deliveries_override(False)
             with distiller.teacher_recorders, deliveries:
                 self._run_teacher(batch_inputs, data_samples)
-            if self._precision not in (None, torch.float32):
+            if self.teacher_precision not in (None, torch.float32):
                 for recorder in distiller.teacher_recorders.recorders.values():
                     recorder._data_buffer = [_in_float32(data) for data in recorder.data_buffer]
         losses = {}
@@ -300,11 +254,11 @@ class CrossArchDistill(SingleTeacherDistill):
 
     @torch.no_grad()
     def _run_teacher(self, batch_inputs: Tensor, data_samples: list | None) -> None:
-        own = contextlib.nullcontext()
-        if self._precision is not None:
-            reduced = self._precision != torch.float32
+        own, precision = contextlib.nullcontext(), self.teacher_precision
+        if precision is not None:
+            reduced = precision != torch.float32
             own = torch.autocast(
-                batch_inputs.device.type, self._precision if reduced else None, enabled=reduced
+                batch_inputs.device.type, precision if reduced else None, enabled=reduced
             )
         with own:
             self.teacher(self.teacher_inputs(batch_inputs), data_samples, mode='tensor')
@@ -393,10 +347,3 @@ def _pretrained(cfg: dict) -> bool:
     if cfg.get('pretrained') or cfg.get('type') == 'Pretrained':
         return True
     return any(_pretrained(value) for value in cfg.values() if isinstance(value, dict))
-
-
-def _normalisation(preprocessor: nn.Module | None) -> tuple[list, list] | None:
-    """Return mean and std of a data preprocessor, or None if it does not normalise."""
-    if not getattr(preprocessor, '_enable_normalize', False):
-        return None
-    return preprocessor.mean.flatten().tolist(), preprocessor.std.flatten().tolist()

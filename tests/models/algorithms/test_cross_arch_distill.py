@@ -275,7 +275,7 @@ def test_trainable_teacher_is_refused():
 def test_moves_with_its_teacher():
     model = build().to(torch.float64)
     assert next(model.teacher.parameters()).dtype == torch.float64
-    assert model._teacher_scale.dtype == torch.float64
+    assert model.teacher_inputs.scale.dtype == torch.float64
 
 
 def test_resume_and_copy(batch):

@@ -206,7 +206,7 @@ def test_an_assistant_that_starts_with_the_teacher_needs_it(tmp_path):
         ({'train_dataloader.dataset.num_train': 50}, {}, 'another slots and data set'),
         ({'train_dataloader.dataset.pipeline.0.padding': 1}, {}, 'another pipeline'),
         ({'data_preprocessor.std': [90.0] * 3}, {}, 'another input of the teacher'),
-        ({'model.teacher_precision': 'bfloat16'}, {}, 'another input of the teacher'),
+        ({'model.teacher_precision': 'bfloat16'}, {}, 'another precision of the teacher'),
         ({'model.teacher_ckpt': None}, {}, 'with another teacher:'),
         ({'model.teacher_cache.max_gb': 1e-6, 'model.teacher_cache.path': 'x'}, {}, 'raise that'),
         ({'custom_hooks': []}, {}, 'needs dict.*EpochSeedHook'),
