@@ -90,11 +90,13 @@ def test_the_report(distilled, tmp_path, monkeypatch, capsys):
 
 def test_with_a_new_student_before(distilled, tmp_path):
     work_dir, config = distilled
-    analyze(config, work_dir / 'epoch_1.pth', '--images', 8, '--out', tmp_path)
-    text = (tmp_path / 'report.html').read_text()
-    assert 'is one initialised anew' in text
-    cells = References(text).cells
-    assert cells[7:9] != cells[10:12]
+    arguments = (config, work_dir / 'epoch_1.pth', '--images', 8)
+    found = {'new': (), 'again': (), 'same': ('--before', work_dir)}
+    for name, before in found.items():
+        analyze(*arguments, *before, '--out', tmp_path / name)
+    assert 'is one initialised anew' in (tmp_path / 'new/report.html').read_text()
+    new, again, same = ((tmp_path / f'{n}/features.png').read_bytes() for n in found)
+    assert new == again != same
 
 
 def test_the_classes_of_a_batch_are_mixed(distilled):
