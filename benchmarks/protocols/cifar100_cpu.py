@@ -25,7 +25,6 @@ rows = [
     'OFA',
     'TAS',
     'HCD',
-    'HCD, target not detached',
     'RSD',
     'TAS, RSD for InfoNCE',
 ]

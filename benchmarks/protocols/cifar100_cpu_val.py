@@ -21,7 +21,6 @@ rows = [
     'HCD, mean over stages',
     'HCD, mean over stages, target not detached',
     'TAS',
-    'TAS, assistant not detached',
     'TAS, temperature 0.2',
     'TAS, OFA of gamma 1.5',
     'TAS, RSD for InfoNCE',
