@@ -20,10 +20,4 @@ rows = [
     'HCD, target not detached',
     'HCD, mean over stages',
     'HCD, mean over stages, target not detached',
-    'TAS',
-    'TAS, temperature 0.2',
-    'TAS, OFA of gamma 1.5',
-    'TAS, RSD for InfoNCE',
-    'TAS + HCD',
-    'OFA + RSD',
 ]

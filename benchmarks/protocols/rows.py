@@ -22,12 +22,6 @@ known_rows = {
         method='tas',
         losses={f'loss_as_{kind}.detach_target': False for kind in ('features', 'logits')},
     ),
-    'TAS, temperature 0.2': dict(
-        method='tas', losses={f'loss_{pair}_features.tau': 0.2 for pair in ('ts', 'ta', 'as')}
-    ),
-    'TAS, OFA of gamma 1.5': dict(
-        method='tas', losses={f'loss_{pair}_logits.gamma': 1.5 for pair in ('ts', 'ta', 'as')}
-    ),
     'HCD': dict(method='hcd'),
     'HCD, target not detached': dict(method='hcd', losses={'loss_hcd.detach_target': False}),
     'HCD, mean over stages': dict(method='hcd', losses={'loss_hcd.stage_reduction': 'mean'}),
