@@ -94,11 +94,12 @@ class Cell:
 def cells(protocol: Config, args: argparse.Namespace) -> list[Cell]:
     """Return the trainings of a protocol: its teachers, and then its students by seeds."""
 
-    def options(role: str, method: str, chosen: dict) -> list[str]:
+    def options(role: str, pair: str, method: str, chosen: dict) -> list[str]:
         known = protocol[role]
         chosen = {**known.options, **chosen}
         return [
             f'--dataset={known.dataset}',
+            f'--pair={pair}',
             f'--method={method}',
             *known.get('flags', []),
             '--cfg-options',
@@ -109,7 +110,7 @@ def cells(protocol: Config, args: argparse.Namespace) -> list[Cell]:
     teachers = Path(protocol.get('teachers', name))
     found = []
     for model, pair in {pair.partition('_')[0]: pair for pair in protocol.pairs.values()}.items():
-        chosen = options('teacher', 'teacher', {'randomness.seed': 0})
+        chosen = options('teacher', pair, 'teacher', {'randomness.seed': 0})
         found.append(Cell('teacher', None, pair, 0, chosen, teachers / model))
     for seed in args.seeds or range(protocol.seeds):
         for row in args.rows or protocol.rows:
@@ -120,14 +121,12 @@ def cells(protocol: Config, args: argparse.Namespace) -> list[Cell]:
             chosen = {f'model.distiller.distill_losses.{key}': value for key, value in losses}
             chosen.update({'randomness.seed': seed, 'train_cfg.val_interval': 1000})
             chosen.update({'default_hooks.checkpoint.interval': 1000})
-            chosen = options('student', known.method, chosen)
             for direction, pair in protocol.pairs.items():
+                arguments = options('student', pair, known.method, chosen)
                 folder = Path(name, pair, row, str(seed))
                 teacher = teachers / pair.partition('_')[0]
                 teacher = None if known.method == 'student' else teacher
-                found.append(Cell(row, direction, pair, seed, chosen, folder, teacher))
-    for cell in found:
-        cell.options = [cell.options[0], f'--pair={cell.pair}', *cell.options[1:]]
+                found.append(Cell(row, direction, pair, seed, arguments, folder, teacher))
     return found
 
 
@@ -257,9 +256,10 @@ def main() -> None:
     about = json.dumps(about)[:-1]
     (args.out / f'{name}.json').write_text(f'{about}, "runs": [\n{text}\n]}}\n')
     record = json.loads((args.out / f'{name}.json').read_text())
-    (args.out / f'{name}.md').write_text(table(record))
+    text = table(record)
+    (args.out / f'{name}.md').write_text(text)
     plot(record, args.out / f'{name}.png')
-    print(table(record))
+    print(text)
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ import runpy
 import pytest
 import torch
 from helpers import REPO
+from matplotlib import pyplot as plt
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmpretrain.structures import DataSample
@@ -91,6 +92,24 @@ def test_the_tables_are_those_of_the_records(file):
     assert {(run['row'], run['pair'], run['seed']) for run in record['runs']} <= planned
     for run in record['runs']:
         assert run['top1'] == list(run['val'].values())[-1]  # of the last epoch, not the best
+
+
+@pytest.mark.parametrize('file', RECORDS, ids=lambda file: file.stem)
+def test_the_plots_show_what_the_tables_say(file, tmp_path):
+    accuracy = runpy.run_path(str(REPO / 'benchmarks/accuracy.py'))
+    accuracy['plot'](json.loads(file.read_text()), tmp_path / 'plot.png')
+    lines = file.with_suffix('.md').read_text().splitlines()
+    head, _, teacher, *rows = [line.strip('|').split('|') for line in lines]
+    axes = plt.gcf().axes
+    assert len(axes) == len(head) - 3
+    for column, ax in enumerate(axes, 1):
+        assert ax.get_title() == head[column].strip()
+        dashed = ax.get_lines()[0].get_xdata()[0]
+        points = ax.containers[0].lines[0].get_xdata()
+        assert [f'{dashed:.1f}'] == teacher[column].split()[:1]
+        assert [f'{x:.1f}' for x in points] == [row[column].split()[0] for row in rows]
+    plt.close()
+    assert (tmp_path / 'plot.png').is_file()
 
 
 def spelled_out(option):

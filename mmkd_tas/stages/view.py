@@ -109,12 +109,10 @@ class ModelView:
             return Stage(self.classifiers[0], 'NC', channels=self.width, grid=(1, 1))
         if name == 'logits':
             return Stage(self.logits_module, 'NC', channels=self.num_classes, grid=(1, 1))
+        if name in ('labels', 'classes'):
+            return None
         number = name.removeprefix('stage')
-        return (
-            None
-            if name in ('labels', 'classes')
-            else self.stage(int(number) if number.isdigit() else number)
-        )
+        return self.stage(int(number) if number.isdigit() else number)
 
     def stage(self, number: int) -> Stage:
         """Return a stage by its number, from 1."""
