@@ -56,6 +56,7 @@ class Tail:
     def __init__(self, view: 'ModelView', stage: Stage) -> None:
         self._view = view
         self.stage = stage
+        self._image = (view.channels, *view.input_size)
         self._end = view.calls[stage.module][-1]
         finished = self._finished_before_the_end()
         self._passed = [call for call in finished if self._on_the_way_of_the_prefix(call)]
@@ -72,8 +73,7 @@ class Tail:
                 front. They do not depend on the images.
         """
         with self._replaying(feature, own_prefix) as model:
-            size = self._view.input_size
-            return self._run(model, feature.new_zeros(()).expand(len(feature), 3, *size))
+            return self._run(model, feature.new_zeros(()).expand(len(feature), *self._image))
 
     def _run(self, model: nn.Module, images: Tensor) -> Knowledge:
         """Run a model, and watch its last stage and what enters its classifiers."""

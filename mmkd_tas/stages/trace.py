@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from mmengine.utils import apply_to
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
 from ..errors import SetupError
 
@@ -101,8 +103,57 @@ def example(model: nn.Module, input_size: tuple[int, int], batch: int) -> Tensor
     """Return noise images for a model, the same every time."""
     parameter = next(model.parameters())
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(batch, 3, *input_size, generator=generator)
+    channels = channels_of(model, input_size)
+    images = torch.randn(batch, channels, *input_size, generator=generator)
     return images.to(parameter.device, parameter.dtype)
+
+
+class _FirstLayer(Exception):  # noqa: N818 (no error, but a way out)
+    """Ends a forward with the number of image channels that its first layer implies."""
+
+
+def channels_of(model: nn.Module, input_size: tuple[int, int]) -> int:
+    """Return how many channels the images of a model have.
+
+    It gets images of three channels, or, where they do not reach a layer that has weights, of
+    one. What that layer takes, over what it is given, tells the number, also where it sees the
+    images folded into patches. Where nothing tells, three.
+    """
+    parameter = next(model.parameters())
+    for tried in (3, 1):
+        images = parameter.new_zeros(1, tried, *input_size)
+
+        def stop(module: nn.Module, args: tuple, tried: int = tried) -> None:
+            dim, wanted = _taken(module)
+            found, rest = divmod(tried * wanted, args[0].shape[dim])
+            raise _FirstLayer(3 if rest else found)
+
+        with undisturbed(model), hooked() as handles:
+            handles += [
+                module.register_forward_pre_hook(stop)
+                for module in model.modules()
+                if _taken(module) is not None
+            ]
+            try:
+                model(images)
+            except _FirstLayer as first:
+                return first.args[0]
+            except Exception:  # of images with other channels than it takes
+                continue
+    return 3
+
+
+def _taken(module: nn.Module) -> tuple[int, int] | None:
+    """Return which dimension of its input the weights of a layer fix, and to what size."""
+    if isinstance(module, _ConvNd):
+        return 1, module.in_channels
+    if isinstance(module, _NormBase):
+        return 1, module.num_features
+    if isinstance(module, nn.Linear):
+        return -1, module.in_features
+    if isinstance(module, nn.LayerNorm):
+        return -1, module.normalized_shape[-1]
+    return None
 
 
 def trace(model: nn.Module, input_size: tuple[int, int]) -> tuple[list[Call], Shape]:
@@ -166,10 +217,12 @@ def _watch(model: nn.Module, images: Tensor) -> tuple[list[Call], Any]:
         try:
             logits = model(images)
         except Exception as error:
-            size = 'x'.join(map(str, images.shape[-2:]))
+            channels, *sides = images.shape[1:]
+            size = 'x'.join(map(str, sides))
             message = ' '.join(str(error).split()) or type(error).__name__
             raise SetupError(
-                f'{type(model).__name__} fails on images of {size} pixels ({message}): set '
+                f'{type(model).__name__} fails on images of {size} pixels with {channels} '
+                f'channels ({message}): set '
                 'model.input_size (teacher: model.teacher_input.size) to a size that it takes'
             ) from error
     for call, output in ended:

@@ -12,7 +12,7 @@ from ..errors import SetupError
 from . import catalog
 from .stage import LAYOUTS, Stage
 from .tail import Tail
-from .trace import Call, Shape, feature_of, is_shape, trace
+from .trace import Call, Shape, channels_of, feature_of, is_shape, trace
 
 
 def describe(
@@ -56,6 +56,11 @@ class ModelView:
         size = input_size or _built_for(model) or 224
         self.input_size = (size, size) if isinstance(size, int) else tuple(size)
         self._given = stages
+
+    @cached_property
+    def channels(self) -> int:
+        """Number of channels of the images."""
+        return channels_of(self.model, self.input_size)
 
     @cached_property
     def _trace(self) -> tuple[list[Call], Shape]:

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from mmengine.registry import MODELS
@@ -8,6 +10,7 @@ from zoo import ZOO
 from mmkd_tas.errors import SetupError
 from mmkd_tas.registry import TASK_UTILS
 from mmkd_tas.stages import Stage, describe, view_of
+from mmkd_tas.stages.costs import costs_of
 
 OWN = ['early', 'middle', dict(module='late.0', prefix=1), dict(module='late.1', prefix=1)]
 
@@ -71,6 +74,72 @@ def test_an_image_size_that_the_model_cannot_take():
     model = MODELS.build(ZOO['timm_vit'].cfg)
     with pytest.raises(SetupError, match=r'fails on images of 40x40 pixels .*model.input_size'):
         _ = describe(model, 40).stages
+
+
+def of_channels(name, channels):
+    """A model of the zoo for images of that many channels."""
+    cfg = copy.deepcopy(ZOO[name].cfg)
+    if cfg['type'] == 'TimmClassifier':
+        cfg['in_chans'] = channels
+    else:
+        cfg['backbone']['in_channels'] = channels
+    return MODELS.build(cfg)
+
+
+@pytest.mark.parametrize('channels', [1, 4])
+@pytest.mark.parametrize('name', ['resnet', 'vit', 'timm_swin', 'timm_efficientnet'])
+def test_images_of_any_number_of_channels(name, channels):
+    view = describe(of_channels(name, channels), ZOO[name].size)
+    assert view.channels == channels
+    assert len(view.stages) == 4
+    feature = torch.randn(3, *view.stages[1].shape)
+    assert view.tail(2)(feature).logits.shape == (3, view.num_classes)
+    assert costs_of(view)[0].flops > 0
+
+
+class Patches(nn.Module):
+    """Norms and projects flattened patches."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.norm = nn.LayerNorm(16 * channels)
+        self.classify = nn.Linear(16 * channels, 5)
+
+    def forward(self, images):
+        return self.classify(self.norm(nn.functional.unfold(images, 4, stride=4).mT).mean(1))
+
+
+class Folding(nn.Sequential):
+    """Folds 2 x 2 pixels into the channels before its first layer."""
+
+    def __init__(self, channels):
+        first = nn.Conv2d(4 * channels, 8, 1)
+        super().__init__(nn.PixelUnshuffle(2), first, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.append(nn.Linear(8, 5))
+
+
+class Functional(nn.Module):
+    """Begins with a convolution that is no module."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, channels, 3, 3))
+        self.classify = nn.Linear(8, 5)
+
+    def forward(self, images):
+        return self.classify(nn.functional.conv2d(images, self.weight).mean((2, 3)))
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('kind', [Patches, Folding, Functional])
+def test_channels_of_models_that_do_not_begin_with_a_convolution(kind, channels):
+    model = kind(channels).train()
+    before = torch.random.get_rng_state()
+    view = view_of(model)
+    assert view.channels == channels
+    assert view.num_classes == 5
+    assert model.training
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_the_size_a_model_was_built_for_is_the_default():
