@@ -275,6 +275,30 @@ def timm_weights() -> bool:
     return True
 
 
+# --- Optimizers ----------------------------------------------------------------
+
+
+@mend
+def flat_scalars() -> bool:
+    """mmengine: flat_decay_mult holds for scalars, such as a learned temperature, too."""
+    from mmengine.optim import DefaultOptimWrapperConstructor
+
+    original = DefaultOptimWrapperConstructor.add_params
+
+    @functools.wraps(original)
+    def add_params(self, params: list[dict], *args, **kwargs) -> None:
+        original(self, params, *args, **kwargs)
+        factor = self.paramwise_cfg.get('flat_decay_mult')
+        if self.base_wd is None or factor is None:
+            return
+        for group in params:  # a custom key that matched has set its own
+            if group['params'][0].ndim == 0:
+                group.setdefault('weight_decay', self.base_wd * factor)
+
+    DefaultOptimWrapperConstructor.add_params = add_params
+    return True
+
+
 # --- Images that cannot be read ------------------------------------------------
 
 

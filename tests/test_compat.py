@@ -12,7 +12,7 @@ import torch
 from helpers import REPO, TINY
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer, MessageHub
-from mmengine.optim import OptimWrapper, scheduler
+from mmengine.optim import OptimWrapper, build_optim_wrapper, scheduler
 from mmengine.registry import MODELS, PARAM_SCHEDULERS
 from mmengine.runner import CheckpointLoader, Runner, save_checkpoint
 from mmrazor.registry import MODELS as RAZOR_MODELS
@@ -307,6 +307,21 @@ def test_a_timm_model_inside_another_finds_its_weights():
     # alone, it still reads and writes timm's own keys
     assert 'cls_token' in saved.inner.state_dict()
     loaded.inner.model.load_state_dict(saved.inner.state_dict())
+
+
+# --- optimizers -----------------------------------------------------------------
+
+
+def test_scalars_are_flat():
+    model = nn.Linear(2, 2)
+    model.scale, model.shift = (nn.Parameter(torch.tensor(1.0)) for _ in range(2))
+    custom = {'shift': dict(decay_mult=0.5)}
+    rules = dict(bias_decay_mult=0.0, flat_decay_mult=0.25, custom_keys=custom)
+    optimizer = dict(type='SGD', lr=1.0, weight_decay=0.8)
+    wrapper = build_optim_wrapper(model, dict(optimizer=optimizer, paramwise_cfg=rules))
+    decay = {id(g['params'][0]): g['weight_decay'] for g in wrapper.param_groups}
+    decay = {name: decay[id(parameter)] for name, parameter in model.named_parameters()}
+    assert decay == {'weight': 0.8, 'bias': 0.0, 'scale': 0.2, 'shift': 0.4}
 
 
 # --- no GPU ---------------------------------------------------------------------

@@ -13,7 +13,9 @@ from mmengine.dataset import default_collate
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS
 from mmpretrain.structures import DataSample
+from pairs import distillation
 from PIL import Image
+from torch import nn
 
 from mmkd_tas.configs import compose, set_num_classes
 from mmkd_tas.errors import SetupError
@@ -22,7 +24,12 @@ from mmkd_tas.models.utils import num_classes
 TRAIN = REPO / 'tools/train.py'
 PARTS = {
     kind: sorted(file.stem for file in (REPO / 'configs/_base_' / kind).glob(pattern))
-    for kind, pattern in (('datasets', '*.py'), ('models', '*/*.py'), ('methods', '*.py'))
+    for kind, pattern in (
+        ('datasets', '*.py'),
+        ('models', '*/*.py'),
+        ('methods', '*.py'),
+        ('recipes', '*.py'),
+    )
 }
 LEAVES = sorted(
     file for file in (REPO / 'configs').glob('*/*.py') if file.parts[-2] not in ('_base_', 'mixing')
@@ -115,6 +122,34 @@ def test_a_leaf_is_the_sum_that_its_name_says(leaf):
     checkpoints = f'work_dirs/{teacher}_{trained}', f'checkpoints/{teacher}_{trained}.pth'
     assert config.model.pop('teacher_ckpt') in checkpoints
     assert config.to_dict() == compose(dataset, f'{teacher}_{student}', method).to_dict()
+
+
+class WithScalar(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.temperature = nn.Parameter(torch.tensor(1.0))
+
+
+@pytest.mark.parametrize('recipe', PARTS['recipes'])
+def test_no_recipe_decays_biases_norms_and_scalars(recipe):
+    model = distillation('tas-hcd', 'timm_swin', 'resnet')
+    model.distiller.own = WithScalar()
+    config = Config.fromfile(REPO / f'configs/_base_/recipes/{recipe}.py')
+    groups = build_optim_wrapper(model, config.optim_wrapper).optimizer.param_groups
+    decay = {id(p): group['weight_decay'] for group in groups for p in group['params']}
+    free = {
+        name
+        for name, parameter in model.named_parameters()
+        if decay.pop(id(parameter)) != config.optim_wrapper.optimizer.weight_decay
+    }
+    assert not decay
+    assert free == {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim <= 1 or name.endswith('.bias')  # timm's rule
+    }
+    assert {'distiller.own.temperature', 'distiller.connectors.mapper.inner.bias'} <= free
+    assert any(name.endswith('.log_scale') for name in free)
 
 
 # The pairs of the papers' tables, teacher and student.

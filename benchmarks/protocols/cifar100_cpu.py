@@ -8,14 +8,19 @@ pairs = {
     'MLP -> CNN': 'mixer-w128_resnet18-w8',
 }
 seeds = 3
-_in_process = {'train_dataloader.num_workers': 0, 'val_dataloader.num_workers': 0}
+# decay on all parameters, as when the record was made
+_as_recorded = {
+    'train_dataloader.num_workers': 0,
+    'val_dataloader.num_workers': 0,
+    'optim_wrapper.paramwise_cfg': None,
+}
 teacher = dict(
     dataset='cifar100-20',
-    options={'train_cfg.max_epochs': 30, 'train_cfg.val_interval': 5, **_in_process},
+    options={'train_cfg.max_epochs': 30, 'train_cfg.val_interval': 5, **_as_recorded},
     flags=['--amp'],
 )
 student = dict(
-    dataset='cifar100-20', options={'train_cfg.max_epochs': 5, **_in_process}, flags=['--amp']
+    dataset='cifar100-20', options={'train_cfg.max_epochs': 5, **_as_recorded}, flags=['--amp']
 )
 rows = [
     'student alone',

@@ -22,5 +22,7 @@ rows = [
     'TAS + HCD, target not detached',
     'OFA + RSD',
 ]
-teacher = dict(dataset='digits', options=dict())
-student = dict(dataset='digits200', options=dict())
+# decay on all parameters, as when the record was made
+_as_recorded = {'optim_wrapper.paramwise_cfg': None}
+teacher = dict(dataset='digits', options=_as_recorded)
+student = dict(dataset='digits200', options=_as_recorded)

@@ -1,6 +1,7 @@
 _base_ = ['../default_runtime.py', '../datasets/digits200.py']
 optim_wrapper = dict(
-    optimizer=dict(type='SGD', lr=0.02, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    optimizer=dict(type='SGD', lr=0.02, momentum=0.9, nesterov=True, weight_decay=5e-4),
+    paramwise_cfg=dict(bias_decay_mult=0.0, flat_decay_mult=0.0),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, end=10, by_epoch=True, convert_to_iter_based=True),

@@ -1,5 +1,8 @@
 _base_ = ['../default_runtime.py', '../datasets/digits200.py']
-optim_wrapper = dict(optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05))
+optim_wrapper = dict(
+    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
+    paramwise_cfg=dict(bias_decay_mult=0.0, flat_decay_mult=0.0),
+)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, end=10, by_epoch=True, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', begin=10, by_epoch=True, convert_to_iter_based=True),

@@ -1,7 +1,8 @@
 # OFA-KD's recipe for CNN students: 8 GPUs, batches of 64 each
 _base_ = ['../default_runtime.py', '../datasets/in1k.py']
 optim_wrapper = dict(
-    optimizer=dict(type='SGD', lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    optimizer=dict(type='SGD', lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4),
+    paramwise_cfg=dict(bias_decay_mult=0.0, flat_decay_mult=0.0),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, end=3, by_epoch=True, convert_to_iter_based=True),

@@ -2,7 +2,9 @@
 #   --method teacher --cfg-options load_from=checkpoints/swin-t_in1k.pth
 # The head starts anew; where the file has one of 1,000 classes, the log says that it is left out.
 optim_wrapper = dict(
-    optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05), clip_grad=dict(max_norm=5.0)
+    optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05),
+    paramwise_cfg=dict(bias_decay_mult=0.0, flat_decay_mult=0.0),
+    clip_grad=dict(max_norm=5.0),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, end=1, by_epoch=True, convert_to_iter_based=True),
