@@ -1,5 +1,8 @@
 """The student's images, as the teacher wants them."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +22,8 @@ class TeacherInput(nn.Module):
             student's where it has none either.
 
     Raises:
-        SetupError: If there are unknown keys, or the interpolation is unknown.
+        SetupError: If there are unknown keys, the interpolation is unknown, or mean and std are
+            those of images from 0 to 1 where the student's go from 0 to 255.
     """
 
     def __init__(self, cfg: dict, student: nn.Module | None, teacher: nn.Module | None) -> None:
@@ -28,7 +32,13 @@ class TeacherInput(nn.Module):
         self.size = cfg.pop('size', None)
         self.interpolation = cfg.pop('interpolation', 'bicubic')
         images = _normalisation(student) or ((0.0,), (1.0,))
-        mean, std = _normalisation(teacher) or images
+        own = _normalisation(teacher)
+        for key, given in (
+            ('model.teacher.data_preprocessor', dict(zip(('mean', 'std'), own or (), strict=False))),
+            ('model.teacher_input', {name: cfg[name] for name in ('mean', 'std') if name in cfg}),
+        ):
+            _check_units(key, given, images[1])
+        mean, std = own or images
         mean, std = cfg.pop('mean', mean), cfg.pop('std', std)
         if cfg:
             raise SetupError(
@@ -56,6 +66,23 @@ class TeacherInput(nn.Module):
             filtered = self.interpolation in ('bilinear', 'bicubic')
             images = F.interpolate(images, self.size, mode=self.interpolation, antialias=filtered)
         return images * self.scale + self.shift if self.normalises else images
+
+
+def _check_units(key: str, given: dict[str, Any], own_std: Sequence[float]) -> None:
+    """Refuse a mean and std of images from 0 to 1, as timm declares them."""
+    values = {k: torch.as_tensor(v, dtype=torch.float64).view(-1) for k, v in given.items()}
+    mean, std = values.get('mean', torch.zeros(1)), values.get('std', torch.full((1,), 255.0))
+    if min(own_std) < 1:  # the student's images go from 0 to 1, too
+        return
+    if (std <= 1).any() or ((mean > 0) & (mean < 1)).any():
+        found = ', '.join(f'{name}={v.tolist()}' for name, v in values.items())
+        pixels = {name: v * 255 if (v <= 1).all() else v for name, v in values.items()}
+        instead = ', '.join(
+            f'{name}={[round(x, 3) for x in v.tolist()]}' for name, v in pixels.items()
+        )
+        raise SetupError(
+            f'{key}: {found} is of images from 0 to 1, and these go from 0 to 255; write {instead}'
+        )
 
 
 def _normalisation(preprocessor: nn.Module | None) -> tuple[list, list] | None:

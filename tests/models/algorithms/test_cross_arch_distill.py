@@ -192,11 +192,44 @@ def test_teacher_with_a_normalisation_of_its_own(batch):
     model = build(
         **{
             'model.teacher.data_preprocessor': own,
-            'model.teacher_input': dict(mean=[0.0] * 3, std=[1.0] * 3),
+            'model.teacher_input': dict(mean=[0.0] * 3, std=[255.0] * 3),
         }
     )
-    pixels = batch['inputs'].float()
-    torch.testing.assert_close(model.teacher_inputs(inputs), pixels, atol=1e-3, rtol=1e-4)
+    pixels = batch['inputs'].float() / 255
+    torch.testing.assert_close(model.teacher_inputs(inputs), pixels, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ('key', 'given', 'instead'),
+    [
+        (
+            'model.teacher_input',
+            dict(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]),
+            r'mean=\[123.675, 116.28, 103.53\], std=\[58.395, 57.12, 57.375\]',
+        ),
+        ('model.teacher_input', dict(mean=[0] * 3, std=[1] * 3), r'std=\[255.0, 255.0, 255.0\]'),
+        ('model.teacher_input', dict(std=0.5), r'write std=\[127.5\]$'),
+        ('model.teacher_input', dict(mean=[0.5] * 3), r'write mean=\[127.5, 127.5, 127.5\]$'),
+        ('model.teacher_input', dict(mean=[127.5], std=[0.5]), r'mean=\[127.5\], std=\[127.5\]$'),
+        (
+            'model.teacher.data_preprocessor',
+            dict(mean=[0.5] * 3, std=[0.5] * 3),
+            r'write mean=\[127.5, 127.5, 127.5\], std=\[127.5, 127.5, 127.5\]$',
+        ),
+    ],
+)
+def test_a_normalisation_of_images_from_0_to_1_is_refused(key, given, instead):
+    with pytest.raises(SetupError, match=f'^{key}: .*from 0 to 255; .*{instead}'):
+        build(**{key: given})
+
+
+def test_images_from_0_to_1_have_a_normalisation_of_their_own(batch):
+    """Where a pipeline of the user's gives floats in this range, both preprocessors say so."""
+    own = dict(mean=[0.5] * 3, std=[0.25] * 3, num_classes=10)
+    model = build(own, **{'model.teacher_input': dict(mean=[0.4] * 3, std=[0.2] * 3)})
+    pixels = batch['inputs'].float() / 255
+    inputs = model.data_preprocessor({**batch, 'inputs': pixels}, False)['inputs']
+    torch.testing.assert_close(model.teacher_inputs(inputs), (pixels - 0.4) / 0.2)
 
 
 def test_teacher_sees_the_same_images_by_default(batch):
