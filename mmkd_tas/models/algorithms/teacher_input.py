@@ -33,11 +33,9 @@ class TeacherInput(nn.Module):
         self.interpolation = cfg.pop('interpolation', 'bicubic')
         images = _normalisation(student) or ((0.0,), (1.0,))
         own = _normalisation(teacher)
-        for key, given in (
-            ('model.teacher.data_preprocessor', dict(zip(('mean', 'std'), own or (), strict=False))),
-            ('model.teacher_input', {name: cfg[name] for name in ('mean', 'std') if name in cfg}),
-        ):
-            _check_units(key, given, images[1])
+        if own is not None:
+            _check_units('model.teacher.data_preprocessor', *own, images[1])
+        _check_units('model.teacher_input', cfg.get('mean'), cfg.get('std'), images[1])
         mean, std = own or images
         mean, std = cfg.pop('mean', mean), cfg.pop('std', std)
         if cfg:
@@ -68,9 +66,13 @@ class TeacherInput(nn.Module):
         return images * self.scale + self.shift if self.normalises else images
 
 
-def _check_units(key: str, given: dict[str, Any], own_std: Sequence[float]) -> None:
+def _check_units(key: str, mean: Any, std: Any, own_std: Sequence[float]) -> None:
     """Refuse a mean and std of images from 0 to 1, as timm declares them."""
-    values = {k: torch.as_tensor(v, dtype=torch.float64).view(-1) for k, v in given.items()}
+    values = {
+        name: torch.as_tensor(v, dtype=torch.float64).view(-1)
+        for name, v in (('mean', mean), ('std', std))
+        if v is not None
+    }
     mean, std = values.get('mean', torch.zeros(1)), values.get('std', torch.full((1,), 255.0))
     if min(own_std) < 1:  # the student's images go from 0 to 1, too
         return
