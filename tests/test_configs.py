@@ -19,7 +19,7 @@ from torch import nn
 
 from mmkd_tas.configs import compose, set_num_classes
 from mmkd_tas.errors import SetupError
-from mmkd_tas.models.utils import num_classes
+from mmkd_tas.outputs import num_classes
 
 TRAIN = REPO / 'tools/train.py'
 PARTS = {

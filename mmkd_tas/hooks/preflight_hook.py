@@ -9,7 +9,8 @@ from mmengine.runner import Runner, autocast
 from ..checkpoint import check_fit, fingerprint
 from ..errors import SetupError
 from ..models.distillers import StageDistiller
-from ..models.utils import num_classes, unwrapped
+from ..models.utils import unwrapped
+from ..outputs import num_classes
 from ..registry import HOOKS
 from ..stages import view_of
 

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from ...checkpoint import load_weights
 from ...configs import set_num_classes
 from ...errors import SetupError
+from ...outputs import num_classes
 from ...registry import MODELS
 from ...stages import StageOutputsRecorder, describe
-from ..utils import count_parameters, num_classes
+from ..utils import count_parameters
 from .teacher_cache import TeacherCache
 from .teacher_input import TeacherInput
 

@@ -1,0 +1,62 @@
+"""What models of every library return, and how many classes they say they have."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import SetupError
+
+
+def num_classes(model: nn.Module) -> int | None:
+    """Return how many classes a classifier says it has.
+
+    Returns:
+        0 for a model without a head, None where the model does not say.
+    """
+    if getattr(model, 'head', model) is None:  # mmpretrain's ImageClassifier(head=None)
+        return 0
+    for part in (model, getattr(model, 'head', None), getattr(model, 'model', None)):
+        count = getattr(part, 'num_classes', None)
+        if isinstance(count, int):
+            return count
+    return None
+
+
+def vector_of(output: Any, headless: bool = False) -> Tensor:
+    """Return the one vector per image, ``(N, D)``, in what a model returns.
+
+    Args:
+        output: Of a classifier: logits; an object or mapping that has ``logits`` (Hugging
+            Face, torchvision's models with auxiliary classifiers); or the logits of
+            several classifiers, which are added up, as mmpretrain's Conformer does.
+        headless: The model has no classifier and returns a feature: that, or the
+            ``pooler_output`` or else ``last_hidden_state`` of an object, or the last of
+            several. Maps ``(N, D, H, W)`` and tokens ``(N, L, D)`` are averaged over
+            the positions.
+
+    Raises:
+        SetupError: If there is no such thing in it.
+    """
+    names = ('pooler_output', 'last_hidden_state') if headless else ('logits',)
+    get = output.get if isinstance(output, Mapping) else lambda name: getattr(output, name, None)
+    found = next((part for name in names if torch.is_tensor(part := get(name))), output)
+    if isinstance(found, list | tuple) and found:
+        vectors = [vector_of(part, headless) for part in found]
+        if headless:
+            return vectors[-1]
+        if len({vector.shape for vector in vectors}) == 1:
+            return sum(vectors)
+    if torch.is_tensor(found):
+        if headless and found.ndim in (3, 4):
+            return found.mean(1) if found.ndim == 3 else found.mean((2, 3))
+        if found.ndim == 2:
+            return found
+        found = f'a tensor {tuple(found.shape)}'
+    else:
+        found = type(output).__name__
+    raise SetupError(
+        f'a classifier returns logits (N, C), and this model returns {found}; wrap it in a module '
+        'that returns logits, or say num_classes=0 if it has no head'
+    )
