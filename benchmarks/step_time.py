@@ -144,7 +144,6 @@ def step_of(model: nn.Module, forward: Callable[[], Tensor]) -> Callable[[], Non
 
 def variants(args: argparse.Namespace) -> dict[str, tuple[nn.Module, Callable[[], Tensor]]]:
     """Return what is compared: a model, and its forward up to the loss."""
-    images = torch.randn(args.batch, 3, args.input, args.input, device=args.device)
     labels = torch.arange(args.batch) % CLASSES
     samples = [DataSample().set_gt_label(label).to(args.device) for label in labels]
     for slot, sample in enumerate(samples):
@@ -155,6 +154,8 @@ def variants(args: argparse.Namespace) -> dict[str, tuple[nn.Module, Callable[[]
 
     models = {method: build(method, args) for method in args.methods}
     base = next(iter(models.values()))
+    channels = base.student.stage_view.channels
+    images = torch.randn(args.batch, channels, args.input, args.input, device=args.device)
 
     def floor() -> Tensor:
         with torch.no_grad():

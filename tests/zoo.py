@@ -1,5 +1,6 @@
 """The smallest sensible model of every family, from mmpretrain and timm."""
 
+import copy
 from dataclasses import dataclass
 
 CLASSES = 5
@@ -327,3 +328,15 @@ ZOO = {
     'timm_volo': Entry(timm('volo_d1_224', img_size=64), 64),
     'timm_mobilevit': Entry(timm('mobilevit_xxs'), 64),
 }
+
+
+def of_channels(name, channels):
+    """Return the config of a model for images of that many channels."""
+    cfg = copy.deepcopy(ZOO[name].cfg)
+    if channels == 3:
+        return cfg
+    if cfg['type'] == 'TimmClassifier':
+        cfg['in_chans'] = channels
+    else:
+        cfg['backbone']['in_channels'] = channels
+    return cfg

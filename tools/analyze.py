@@ -293,7 +293,7 @@ def draw_features(
         ax.axis('off')
     for row, name in zip(axes, names, strict=True):
         share, guess = read[name]['logits'][0].softmax(0).max(0)
-        row[0].imshow(image.permute(1, 2, 0))
+        row[0].imshow(image.permute(1, 2, 0) if len(image) == 3 else image.mean(0), cmap='gray')
         row[0].set_title(f"{name}: '{classes[guess]}' ({share:.0%})", fontsize=10)
         for ax, stage in zip(row[1:], stages, strict=True):
             if stage in read[name]:

@@ -25,7 +25,8 @@ class PreflightHook(Hook):
       run with the same teacher: :func:`mmkd_tas.checkpoint.fingerprint` of its
       weights is stored in the checkpoints.
     - The data sets and the heads must agree on the number of classes.
-    - The images must have the size with which the stages were looked up.
+    - The images must have the size with which the stages were looked up, and as many channels
+      as student and teacher take.
     - All processes must have equally many batches, or they would wait for each other forever.
     - The frozen teacher of a :class:`CrossArchDistill` is evaluated on the
       validation data with the run's own metrics. Its result goes to the log, to
@@ -43,8 +44,8 @@ class PreflightHook(Hook):
 
     Raises:
         SetupError: Before training, if the numbers of classes or of batches differ, there
-            is no batch at all, or the checkpoint to resume from does not fit or had
-            another teacher.
+            is no batch at all, the images are not such as the models take, or the checkpoint
+            to resume from does not fit or had another teacher.
     """
 
     def __init__(self, teacher_floor: float | None = None) -> None:
@@ -61,7 +62,7 @@ class PreflightHook(Hook):
         model = unwrapped(runner.model)
         self._check_batches(runner)
         self._check_classes(runner, model)
-        self._check_image_size(runner, model)
+        self._check_images(runner, model)
         if hasattr(model, 'teacher_val_step'):
             self._check_teacher(runner, model)
             known = 'teacher_metrics' in runner.message_hub.runtime_info
@@ -95,16 +96,35 @@ class PreflightHook(Hook):
                     f'{heads}; set num_classes={len(classes)} in the head, or choose other data'
                 )
 
-    def _check_image_size(self, runner: Runner, model) -> None:
+    def _check_images(self, runner: Runner, model) -> None:
         if not isinstance(getattr(model, 'distiller', None), StageDistiller):
             return
-        expected = view_of(model.student).input_size
-        found = tuple(runner.train_dataloader.dataset[0]['inputs'].shape[-2:])
-        if found != expected:
+        loader, student = runner.train_dataloader, view_of(model.student)
+        images = model.data_preprocessor(loader.collate_fn([loader.dataset[0]]))['inputs']
+        channels, *found = images.shape[1:]
+        if channels != student.channels:
+            raise SetupError(
+                f'train_dataloader: the images have {channels} channels when they are normalised, '
+                f'and the student takes {student.channels}: give its first layer (in_channels, of '
+                "timm's models in_chans), color_type of LoadImageFromFile, and mean and std of "
+                'data_preprocessor one number of channels'
+            )
+        expected = student.input_size
+        if tuple(found) != expected:
             raise SetupError(
                 f'model.input_size: the stages were looked up with images of {expected[0]} x '
                 f'{expected[1]} pixels, and the training images have {found[0]} x {found[1]}; set '
-                f'model.input_size={found}'
+                f'model.input_size={tuple(found)}'
+            )
+        if not hasattr(model, 'teacher_inputs'):
+            return
+        wanted = view_of(model.teacher).channels
+        channels = model.teacher_inputs(images).shape[1]
+        if channels != wanted:
+            raise SetupError(
+                f'model.teacher_input: the teacher takes images of {wanted} channels and would get '
+                f'{channels}: give mean and std one value for each channel, or choose a teacher '
+                "for the student's images"
             )
 
     def _check_teacher(self, runner: Runner, model) -> None:

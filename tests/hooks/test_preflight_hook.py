@@ -20,6 +20,14 @@ class CountHook(Hook):
             setattr(self, point, lambda *a, point=point, **k: self.calls.append(point))
 
 
+STAGES = dict(
+    _delete_=True,
+    type='mmkd_tas.StageDistiller',
+    distill_losses=dict(loss_kd=dict(type='mmrazor.KLDivergence')),
+    loss_forward_mappings=dict(loss_kd=dict(preds_S='student.logits', preds_T='teacher.logits')),
+)
+
+
 def runner(tmp_path, **changes):
     config = Config.fromfile(TINY)
     config.merge_from_dict({'work_dir': str(tmp_path), 'train_cfg.max_epochs': 1, **changes})
@@ -156,16 +164,52 @@ def test_resuming_with_another_teacher_is_refused(tmp_path):
 
 
 def test_images_of_another_size_than_the_stages_were_looked_up_with(tmp_path):
-    distiller = dict(
-        _delete_=True,
-        type='mmkd_tas.StageDistiller',
-        distill_losses=dict(loss_kd=dict(type='mmrazor.KLDivergence')),
-        loss_forward_mappings=dict(
-            loss_kd=dict(preds_S='student.logits', preds_T='teacher.logits')
-        ),
-    )
-    run = runner(tmp_path, **{'model.distiller': distiller})
+    run = runner(tmp_path, **{'model.distiller': STAGES})
     run.train()
-    run = runner(tmp_path, **{'model.distiller': distiller, 'model.input_size': 32})
+    run = runner(tmp_path, **{'model.distiller': STAGES, 'model.input_size': 32})
     with pytest.raises(SetupError, match=r'the training images have 16 x 16; set .*\(16, 16\)'):
         run.train()
+
+
+GREY = {
+    'train_dataloader.dataset.pipeline': [
+        dict(type='RandomGrayscale', prob=1.0, keep_channels=False),
+        dict(type='PackInputs'),
+    ],
+    'val_dataloader.dataset.pipeline': [
+        dict(type='RandomGrayscale', prob=1.0, keep_channels=False),
+        dict(type='PackInputs'),
+    ],
+    'data_preprocessor': dict(mean=[77.7], std=[94.8]),
+    'model.distiller': STAGES,
+    'model.architecture.backbone.in_channels': 1,
+}
+
+
+@pytest.mark.parametrize('teachers', [1, 3])
+def test_a_training_with_images_of_one_channel(tmp_path, teachers):
+    run = runner(tmp_path, **GREY, **{'model.teacher.backbone.in_channels': teachers})
+    run.train()
+    assert run.message_hub.get_scalar('val/accuracy/top1').current() >= 0
+
+
+@pytest.mark.parametrize(
+    ('changes', 'saying'),
+    [
+        (
+            {'model.architecture.backbone.in_channels': 3},
+            'images have 1 channels .* and the student takes 3',
+        ),
+        (
+            {'data_preprocessor': dict(mean=[77.7] * 3, std=[94.8] * 3)},
+            'images have 3 channels when they are normalised, and the student takes 1',
+        ),
+        (
+            {'model.teacher.backbone.in_channels': 1, 'model.teacher_input': dict(mean=[1.0] * 3)},
+            'the teacher takes images of 1 channels and would get 3',
+        ),
+    ],
+)
+def test_images_of_other_channels_than_a_model_takes(tmp_path, changes, saying):
+    with pytest.raises(SetupError, match=saying):
+        runner(tmp_path, **{**GREY, **changes}).train()

@@ -1,13 +1,11 @@
 """Distillations of any pair of the zoo under any method's config."""
 
-import copy
-
 import torch
 from helpers import REPO
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmpretrain.structures import DataSample
-from zoo import CLASSES, ZOO
+from zoo import CLASSES, ZOO, of_channels
 
 # One of every kind: CNN, attention with and without class token, windows, MLP; both libraries.
 FAMILIES = (
@@ -22,15 +20,15 @@ FAMILIES = (
 )
 
 
-def distillation(method, student, teacher, options=None, **keys):
+def distillation(method, student, teacher, options=None, channels=(3, 3), **keys):
     """Build the distillation of two models of the zoo, each at its own image size."""
     distiller = Config.fromfile(REPO / f'configs/_base_/methods/{method}.py')
     distiller.merge_from_dict({f'distiller.{k}': v for k, v in (options or {}).items()})
     model = MODELS.build(
         dict(
             type='mmkd_tas.CrossArchDistill',
-            architecture=copy.deepcopy(ZOO[student].cfg),
-            teacher=copy.deepcopy(ZOO[teacher].cfg),
+            architecture=of_channels(student, channels[0]),
+            teacher=of_channels(teacher, channels[1]),
             distiller=distiller.distiller,
             **{
                 'input_size': ZOO[student].size,
@@ -56,7 +54,8 @@ def batch(model, images=4, soft=False):
             share[i % CLASSES], share[(i + 1) % CLASSES] = 0.7, 0.3
             sample.set_gt_score(share)
         samples.append(sample)
-    return torch.randn(images, 3, *model.student.stage_view.input_size), samples
+    view = model.student.stage_view
+    return torch.randn(images, view.channels, *view.input_size), samples
 
 
 def total(losses):

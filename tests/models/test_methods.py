@@ -42,6 +42,21 @@ def test_images_that_are_not_square(method):
     step(model.train(), *batch(model))
 
 
+@pytest.mark.parametrize('teachers', [1, 3])
+@pytest.mark.parametrize(('student', 'teacher'), [('vit', 'resnet'), ('resnet', 'timm_swin')])
+@pytest.mark.parametrize('method', METHODS)
+def test_images_of_one_channel(method, student, teacher, teachers):
+    """For a teacher that takes three they are repeated."""
+    model = distillation(method, student, teacher, channels=(1, teachers)).train()
+    images, samples = batch(model)
+    losses = step(model, images, samples)
+    assert all(value.isfinite() for value in losses.values())
+    assert images.shape[1] == 1
+    given = model.teacher_inputs(images)
+    assert given.shape[1] == teachers
+    torch.testing.assert_close(given[:, :1], given[:, -1:])
+
+
 def statistics(model):
     return [m.num_batches_tracked.item() for m in model.modules() if isinstance(m, _BatchNorm)]
 

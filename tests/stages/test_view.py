@@ -1,11 +1,9 @@
-import copy
-
 import pytest
 import torch
 from mmengine.registry import MODELS
 from own_model import OwnClassifier
 from torch import nn
-from zoo import ZOO
+from zoo import ZOO, of_channels
 
 from mmkd_tas.errors import SetupError
 from mmkd_tas.registry import TASK_UTILS
@@ -76,20 +74,10 @@ def test_an_image_size_that_the_model_cannot_take():
         _ = describe(model, 40).stages
 
 
-def of_channels(name, channels):
-    """A model of the zoo for images of that many channels."""
-    cfg = copy.deepcopy(ZOO[name].cfg)
-    if cfg['type'] == 'TimmClassifier':
-        cfg['in_chans'] = channels
-    else:
-        cfg['backbone']['in_channels'] = channels
-    return MODELS.build(cfg)
-
-
 @pytest.mark.parametrize('channels', [1, 4])
 @pytest.mark.parametrize('name', ['resnet', 'vit', 'timm_swin', 'timm_efficientnet'])
 def test_images_of_any_number_of_channels(name, channels):
-    view = describe(of_channels(name, channels), ZOO[name].size)
+    view = describe(MODELS.build(of_channels(name, channels)), ZOO[name].size)
     assert view.channels == channels
     assert len(view.stages) == 4
     feature = torch.randn(3, *view.stages[1].shape)

@@ -20,7 +20,7 @@ from ...configs import set_num_classes
 from ...errors import SetupError
 from ...outputs import num_classes
 from ...registry import MODELS
-from ...stages import StageOutputsRecorder, describe
+from ...stages import StageOutputsRecorder, describe, view_of
 from ..utils import count_parameters
 from .teacher_cache import TeacherCache
 from .teacher_input import TeacherInput
@@ -55,7 +55,8 @@ class CrossArchDistill(SingleTeacherDistill):
             in mmpretrain's ``data_preprocessor``) and ``interpolation`` (a mode of
             :func:`torch.nn.functional.interpolate`, default ``'bicubic'``). Where
             it says nothing, the teacher's own ``data_preprocessor`` decides if its
-            config has one that normalises, and else the student's.
+            config has one that normalises, and else the student's. Images of one channel
+            are repeated for a teacher that takes more.
         input_size: Side or ``(H, W)`` of the student's training images in pixels,
             for distillers that look into the stages; by default what the student
             was built for, if it says so, else 224.
@@ -139,7 +140,10 @@ class CrossArchDistill(SingleTeacherDistill):
         self.teacher.eval()
         self._check_classes()
         own = getattr(self.teacher, 'data_preprocessor', None)
-        self.teacher_inputs = TeacherInput(teacher_input or {}, self.data_preprocessor, own)
+        channels = view_of(self.teacher).channels
+        self.teacher_inputs = TeacherInput(
+            teacher_input or {}, self.data_preprocessor, own, channels
+        )
         self._prepare_precision(teacher_precision)
         self.teacher_cache = None
         if teacher_cache is not None:

@@ -20,14 +20,22 @@ class TeacherInput(nn.Module):
         student: Data preprocessor of the student.
         teacher: The teacher's own; its normalisation holds where the config has none, and the
             student's where it has none either.
+        channels: Of the teacher's images; those of a student of one channel are repeated.
 
     Raises:
         SetupError: If there are unknown keys, the interpolation is unknown, or mean and std are
             those of images from 0 to 1 where the student's go from 0 to 255.
     """
 
-    def __init__(self, cfg: dict, student: nn.Module | None, teacher: nn.Module | None) -> None:
+    def __init__(
+        self,
+        cfg: dict,
+        student: nn.Module | None,
+        teacher: nn.Module | None,
+        channels: int = 1,
+    ) -> None:
         super().__init__()
+        self.channels = channels
         cfg = dict(cfg)
         self.size = cfg.pop('size', None)
         self.interpolation = cfg.pop('interpolation', 'bicubic')
@@ -63,6 +71,8 @@ class TeacherInput(nn.Module):
         if self.size is not None:
             filtered = self.interpolation in ('bilinear', 'bicubic')
             images = F.interpolate(images, self.size, mode=self.interpolation, antialias=filtered)
+        if images.shape[1] == 1:
+            images = images.expand(-1, self.channels, -1, -1)
         return images * self.scale + self.shift if self.normalises else images
 
 
