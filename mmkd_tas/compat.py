@@ -14,6 +14,7 @@ MMRazor. PyTorch itself is touched in one place only: before version 2.6
 import _compat_pickle
 import codecs
 import collections
+import contextlib
 import functools
 import importlib
 import importlib.abc
@@ -22,6 +23,8 @@ import logging
 import os
 import pickle
 import sys
+import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterable
 from importlib import metadata
@@ -176,15 +179,17 @@ def no_code_in_resume() -> bool:
 def write_whole(data: bytes, path: str | Path) -> None:
     """Write a file so that a reader finds the old or the new one, never a part.
 
+    Several processes may write the same file at once: the last one's stays.
+
     Raises:
         OSError: If the folder cannot be written or the disk is full, with the name of
             the file; the old file is then untouched and no temporary file stays behind.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.part')
+    temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}.part')
     try:
-        with open(temporary, 'wb') as file:
+        with open(temporary, 'xb') as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -194,6 +199,11 @@ def write_whole(data: bytes, path: str | Path) -> None:
         if isinstance(error, OSError) and error.filename is None:  # as of a full disk
             error.filename = str(path)
         raise
+    # What a killed process left; after a day nobody is still writing it.
+    for other in path.parent.glob(f'.*.{"?" * 32}.part'):
+        with contextlib.suppress(OSError):
+            if other.stat().st_mtime < time.time() - 86400:
+                other.unlink()
 
 
 class _RemoveLater:

@@ -42,3 +42,15 @@ def run_processes(function, *args, world=2):
             _start, (world, folder, function, args), nprocs=world, start_method='fork'
         )
         return [pickle.loads(Path(folder, str(rank)).read_bytes()) for rank in range(world)]
+
+
+def run_together(function, *args, processes=2):
+    """Run ``function(rank, barrier, *args)`` in processes that form no group."""
+    fork = torch.multiprocessing.get_context('fork')
+    barrier = fork.Barrier(processes)
+    started = [fork.Process(target=function, args=(i, barrier, *args)) for i in range(processes)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+    assert [process.exitcode for process in started] == [0] * processes

@@ -3,6 +3,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+import uuid
 from collections import OrderedDict
 
 import mmengine
@@ -16,9 +17,11 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper, scheduler
 from mmengine.registry import MODELS, PARAM_SCHEDULERS
 from mmengine.runner import CheckpointLoader, Runner, save_checkpoint
 from mmrazor.registry import MODELS as RAZOR_MODELS
+from processes import run_together
 from torch import nn
 
 from mmkd_tas import compat
+from mmkd_tas.compat import write_whole
 
 
 def in_new_process(code, *args):
@@ -249,6 +252,31 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
         tmp_path,
     )
     assert printed == "old ['file'] OSError"
+
+
+def _write(rank, barrier, folder):
+    barrier.wait(60)
+    for _ in range(100):
+        write_whole(bytes([rank]) * 100_000, folder / 'file')
+
+
+def test_several_processes_may_write_the_same_file(tmp_path):
+    run_together(_write, tmp_path)
+    assert (tmp_path / 'file').read_bytes() in (b'\0' * 100_000, b'\1' * 100_000)
+    assert [file.name for file in tmp_path.iterdir()] == ['file']
+
+
+def test_what_a_killed_process_left_of_a_file_goes_with_a_later_one(tmp_path):
+    write_whole(b'1', tmp_path / 'epoch_1.pth')
+    remains = [tmp_path / f'.epoch_{i}.pth.{uuid.uuid4().hex}.part' for i in (2, 3)]
+    for file in (*remains, tmp_path / '.mine.part'):
+        file.write_bytes(b'half')
+    for file in (remains[0], tmp_path / '.mine.part'):
+        os.utime(file, (0, 0))
+    write_whole(b'3', tmp_path / 'epoch_3.pth')
+    assert not remains[0].exists()
+    assert remains[1].exists()  # another may be writing it now
+    assert (tmp_path / '.mine.part').exists()
 
 
 def test_the_old_checkpoint_goes_when_the_new_one_is_whole(tmp_path, monkeypatch):

@@ -4,6 +4,8 @@ import hashlib
 import json
 import math
 import os
+import shutil
+import uuid
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,6 @@ from mmengine.dist import barrier, is_main_process
 from torch import Tensor, nn
 
 from ...checkpoint import fingerprint
-from ...compat import write_whole
 from ...errors import SetupError
 from ...stages import StageOutputsRecorder, view_of
 
@@ -101,32 +102,53 @@ class TeacherCache:
         self._checks = np.memmap(self.path / 'checksums', '<u4', 'r+', shape=slots)
 
     def _create(self, size: int, slots: int, made_from: dict[str, str]) -> None:
-        about = self.path / 'about.json'
-        if about.is_file():
-            known = json.loads(about.read_text())
-            if other := [key for key, value in made_from.items() if known.get(key) != value]:
-                raise SetupError(
-                    f"model.teacher_cache.path: the cache in '{self.path}' was made with another "
-                    f'{" and ".join(other)}: give another folder, or delete this one'
-                )
+        if self._exists(made_from):
             return
         if size > self.max_gb * 1e9:
             raise SetupError(
                 f'model.teacher_cache: it would take {size / 1e9:.2f} GB, and max_gb is '
                 f'{self.max_gb}: raise that, or lower augmentations or top_k'
             )
-        self.path.mkdir(parents=True, exist_ok=True)
-        for name, length in (('records', self._dtype.itemsize), ('checksums', 4)):
-            with open(self.path / name, 'wb') as file:
-                # Now, and not when a write into the mapped file fails, is the time to find out.
-                try:
-                    os.posix_fallocate(file.fileno(), 0, slots * length)
-                except OSError as error:
-                    raise SetupError(
-                        f'model.teacher_cache.path: there is no room for {size / 1e9:.2f} GB in '
-                        f"'{self.path}' ({error.strerror})"
-                    ) from error
-        write_whole(json.dumps(made_from, indent=1).encode(), about)
+        # Runs may start together. Each makes a folder of its own, and the first to give it
+        # the name wins, so that no file that another has mapped is ever written anew.
+        folder = self.path.resolve()
+        private = folder.with_name(f'.{folder.name}.{uuid.uuid4().hex}')
+        try:
+            private.mkdir(parents=True)
+            for name, length in (('records', self._dtype.itemsize), ('checksums', 4)):
+                with open(private / name, 'xb') as file:
+                    # Now, and not when a write into the mapped file fails, is the time to
+                    # find out.
+                    try:
+                        os.posix_fallocate(file.fileno(), 0, slots * length)
+                    except OSError as error:
+                        raise SetupError(
+                            f'model.teacher_cache.path: there is no room for {size / 1e9:.2f} GB '
+                            f"in '{self.path}' ({error.strerror})"
+                        ) from error
+            (private / 'about.json').write_text(json.dumps(made_from, indent=1))
+            os.rename(private, folder)
+        except OSError as error:
+            if not self._exists(made_from):
+                raise SetupError(
+                    f"model.teacher_cache.path: '{self.path}' cannot become a new cache "
+                    f'({error.strerror}): give a folder that does not exist yet'
+                ) from error
+        finally:
+            shutil.rmtree(private, ignore_errors=True)
+
+    def _exists(self, made_from: dict[str, str]) -> bool:
+        """Return whether the folder has a cache; it has to be made from the same."""
+        about = self.path / 'about.json'
+        if not about.is_file():
+            return False
+        known = json.loads(about.read_text())
+        if other := [key for key, value in made_from.items() if known.get(key) != value]:
+            raise SetupError(
+                f"model.teacher_cache.path: the cache in '{self.path}' was made with another "
+                f'{" and ".join(other)}: give another folder, or delete this one'
+            )
+        return True
 
     def __call__(self, slots: list[int], forward: Callable[[Tensor], None]) -> dict[str, Tensor]:
         """Return logits ``(N, C)`` and pooled features ``(N, D)``, float32.

@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from pairs import batch, distillation
-from processes import run_processes
+from processes import run_processes, run_together
 
 from mmkd_tas.errors import SetupError
 from mmkd_tas.models.algorithms.teacher_cache import TeacherCache
@@ -236,3 +236,45 @@ def test_no_room_on_the_disk(tmp_path):
     _, seen = run(tmp_path)
     assert seen == 40
     assert json.loads((tmp_path / 'cache/about.json').read_text())['slots'].startswith('40 images')
+
+
+def _start_together(rank, barrier, teacher, folder):
+    """What a run does, of which another begins at the same time."""
+    for trial in range(20):
+        cache = TeacherCache(f'{folder}/{trial}')
+        cache.prepare(teacher)
+        barrier.wait(60)
+        cache.open(8, {})
+        cache._checks[rank] = rank + 1
+        barrier.wait(60)
+        assert cache._checks[:2].tolist() == [1, 2]
+
+
+def test_runs_that_start_together_share_one_cache(tmp_path):
+    teacher = distillation('kd', 'vit', 'resnet').teacher
+    run_together(_start_together, teacher, tmp_path)
+    assert not list(tmp_path.glob('.*'))
+
+
+@pytest.mark.parametrize('kind', ['empty', 'link', 'nested'])
+def test_folders_that_may_become_a_cache(tmp_path, kind):
+    folder = tmp_path / 'cache'
+    if kind == 'empty':
+        folder.mkdir()
+    elif kind == 'link':
+        folder.symlink_to(tmp_path / 'elsewhere')
+    else:
+        folder = folder / 'of' / 'mine'
+    cache = TeacherCache(folder)
+    cache.prepare(distillation('kd', 'vit', 'resnet').teacher)
+    cache.open(8, {})
+    assert {file.name for file in folder.iterdir()} == {'about.json', 'records', 'checksums'}
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path):
+    (tmp_path / 'mine.txt').write_text('text')
+    cache = TeacherCache(tmp_path)
+    cache.prepare(distillation('kd', 'vit', 'resnet').teacher)
+    with pytest.raises(SetupError, match='cannot become a new cache .*does not exist yet'):
+        cache.open(8, {})
+    assert [file.name for file in tmp_path.iterdir()] == ['mine.txt']
