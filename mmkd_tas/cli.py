@@ -34,13 +34,15 @@ HELP = {
 }
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+def add_run_arguments(
+    parser: argparse.ArgumentParser, work_dir: str = 'where logs and checkpoints go'
+) -> None:
     """Add what tells the config, and the options that training and testing share."""
     parser.add_argument('config', nargs='?', help='config file')
     composed = parser.add_argument_group('in place of a config file')
     for kind in ('dataset', 'pair', 'method'):
         composed.add_argument(f'--{kind}', help=HELP[kind])
-    parser.add_argument('--work-dir', help='where logs and checkpoints go')
+    parser.add_argument('--work-dir', help=work_dir)
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     parser.add_argument(
         '--cfg-options',

@@ -1,6 +1,8 @@
 """Evaluate a student (or any model): python tools/test.py CONFIG CHECKPOINT"""
 
 import argparse
+import tempfile
+from pathlib import Path
 
 import mmengine
 from mmengine.runner import Runner
@@ -16,7 +18,9 @@ def parse_args() -> argparse.Namespace:
         description='Evaluate a model on the test data of its config. Of a distillation config '
         'only the student is built; the teacher need not be there.'
     )
-    cli.add_run_arguments(parser)
+    cli.add_run_arguments(
+        parser, work_dir='keep the log, in its sub-folder `test`; else nothing is kept'
+    )
     parser.add_argument('checkpoint', help='of the training run, or an exported student')
     parser.add_argument('--out', help='write the metrics to this .json or .yml file')
     return parser.parse_args()
@@ -34,7 +38,9 @@ def main() -> None:
     for key in ('val_dataloader', 'val_cfg', 'val_evaluator', 'load_from'):
         config[key] = None
     config.resume = False
-    with cli.types_checked(config):
+    # mmengine writes a config and a log at once, and other tools read those of a training.
+    with tempfile.TemporaryDirectory() as nowhere, cli.types_checked(config):
+        config.work_dir = str(Path(args.work_dir, 'test')) if args.work_dir else nowhere
         runner = Runner.from_cfg(config)
         load_weights(unwrapped(runner.model), args.checkpoint, 'checkpoint')
         metrics = runner.test()

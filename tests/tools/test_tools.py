@@ -3,13 +3,14 @@
 import json
 import os
 import runpy
+import shutil
 
 import mmengine
 import pytest
 import safetensors.torch
 import timm
 import torch
-from helpers import REPO, TINY, ends_with, fails, run_tool, train
+from helpers import REPO, TINY, call, ends_with, fails, run_tool, train
 from matplotlib import pyplot as plt
 from mmengine.config import Config
 from mmengine.runner import Runner
@@ -37,6 +38,28 @@ def test_test_scores_what_validation_scored(finished, tmp_path):
     run_tool(TOOLS / 'test.py', TINY, checkpoint, '--out', 'metrics.json', cwd=tmp_path)
     metrics = mmengine.load(tmp_path / 'metrics.json')
     assert metrics == {'accuracy/top1': pytest.approx(last_top1(finished))}
+
+
+def contents(folder):
+    return {file: file.read_bytes() for file in folder.rglob('*') if file.is_file()}
+
+
+def test_testing_changes_nothing_in_the_folder_of_a_run(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / 'work_dirs/tiny_distill'
+    shutil.copytree(finished, run)
+    before, checkpoint = contents(run), run / 'epoch_2.pth'
+    call(TOOLS / 'test.py', TINY, checkpoint, '--out', 'metrics.json')
+    assert contents(run) == before
+    # a log is wanted, and in this very folder: nothing that is read is touched
+    call(TOOLS / 'test.py', run / 'tiny_distill.py', checkpoint, '--work-dir', run)
+    (log,) = run.glob('test/*/*.log')
+    assert 'accuracy/top1' in log.read_text()
+    after = contents(run)
+    assert {file: after[file] for file in before} == before
+    assert Run.read(run).val == Run.read(finished).val
+    assert Run.read(run).parameters == Run.read(finished).parameters
+    assert {path.name for path in tmp_path.iterdir()} == {'work_dirs', 'metrics.json'}
 
 
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
