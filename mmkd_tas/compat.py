@@ -32,12 +32,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import mmengine.runner  # noqa: F401
 import numpy as np
 import torch
 from mmengine.device import get_device
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.optim.scheduler import OneCycleParamScheduler
+from mmengine.runner import LogProcessor, Runner
 from mmengine.utils import digit_version
 
 _mends: list[Callable[[], bool]] = []
@@ -158,8 +158,6 @@ def _safe_load(load: Callable, allowed: dict[str, Any]) -> Callable:
 @mend
 def no_code_in_resume() -> bool:
     """mmengine: resuming no longer executes the config text inside a checkpoint."""
-    from mmengine.runner import Runner
-
     original = Runner.load_checkpoint
 
     @functools.wraps(original)
@@ -306,6 +304,91 @@ def flat_scalars() -> bool:
                 group.setdefault('weight_decay', self.base_wd * factor)
 
     DefaultOptimWrapperConstructor.add_params = add_params
+    return True
+
+
+# --- Long trainings ------------------------------------------------------------
+
+_KEPT = 2000  # values of a history, at least: every epoch's accuracy is among them
+
+
+def _appended(buffer: HistoryBuffer, name: str, value: float) -> np.ndarray:
+    """Return a history with one more value, and without the oldest if it gets too long.
+
+    It is a view of an array that has room for as many values again, so that values are
+    copied only when that is full.
+    """
+    history = getattr(buffer, name)
+    dtype = np.promote_types(history.dtype, np.asarray(value).dtype)
+    rooms = vars(buffer).setdefault('_rooms', {})
+    view, room, end = rooms.get(name, (None, None, None))
+    if view is not history or end == len(room) or room.dtype != dtype:
+        end = len(history)
+        room = np.empty(2 * end + 16, dtype)
+        room[:end] = history
+    room[end] = value
+    begin = end - min(len(history), buffer.max_length - 1)
+    rooms[name] = room[begin : end + 1], room, end + 1
+    return rooms[name][0]
+
+
+def _windows(processor: LogProcessor, runner: Runner) -> Callable[[str], int | None]:
+    """Return how far back a log reads a scalar, by its key; None is all of it."""
+    loops = (runner._train_loop, runner._val_loop, runner._test_loop)
+    loaders = [loop.dataloader for loop in loops if hasattr(loop, 'dataloader')]
+    if type(processor) is not LogProcessor or not all(hasattr(ld, '__len__') for ld in loaders):
+        return lambda key: None
+    epoch = max(map(len, loaders), default=0)
+
+    def window(key: str) -> int | None:
+        longest = max(_KEPT, processor.window_size, epoch)
+        for cfg in processor.custom_cfg:
+            if key == cfg['data_src'] or key.endswith('/' + cfg['data_src']):
+                size = cfg.get('window_size')
+                if size in (None, 'global'):
+                    return None
+                longest = max(longest, epoch if size == 'epoch' else size)
+        return longest
+
+    return window
+
+
+@mend
+def histories_of_scalars() -> bool:
+    """mmengine: logging takes no longer, and checkpoints no more room, as a training goes on."""
+    probe = HistoryBuffer([0.0], [1])
+    probe.update(0.0)
+    if probe.data[0].base is not None:
+        return False
+
+    def update(self, log_val: float, count: int = 1) -> None:
+        if not isinstance(log_val, int | float) or not isinstance(count, int | float):
+            raise TypeError(
+                f'log_val and count are numbers, and not {type(log_val)} and {type(count)}'
+            )
+        for name, value in (('_log_history', log_val), ('_count_history', count)):
+            setattr(self, name, _appended(self, name, value))
+
+    HistoryBuffer.update = update
+    state = HistoryBuffer.__getstate__
+    HistoryBuffer.__getstate__ = lambda self: {
+        key: value for key, value in state(self).items() if key != '_rooms'
+    }
+    log = LogProcessor.get_log_after_iter
+
+    @functools.wraps(log)
+    def get_log_after_iter(self, runner, *args, **kwargs):
+        logged = log(self, runner, *args, **kwargs)
+        window = _windows(self, runner)
+        for key, buffer in runner.message_hub.log_scalars.items():
+            # Not what the checkpoint says: the run may be resumed with other windows.
+            buffer.max_length = window(key) or HistoryBuffer().max_length
+            if len(buffer.data[0]) > buffer.max_length:
+                for name in ('_log_history', '_count_history'):
+                    setattr(buffer, name, getattr(buffer, name)[-buffer.max_length :].copy())
+        return logged
+
+    LogProcessor.get_log_after_iter = get_log_after_iter
     return True
 
 
@@ -467,7 +550,6 @@ def quantization() -> bool:
 def sharded_optimizer_is_saved() -> bool:
     """mmengine: a run with ZeroRedundancyOptimizer saves checkpoints, where it used to hang."""
     from mmengine.optim import ZeroRedundancyOptimizer
-    from mmengine.runner import Runner
 
     # All processes have to give their parts, and mmengine asks only the first for them.
     del ZeroRedundancyOptimizer.state_dict
