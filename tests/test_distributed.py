@@ -335,6 +335,45 @@ class StopHook(Hook):
             raise InterruptedError
 
 
+class SampleHook(Hook):
+    """Keep the indices of the samples of each epoch."""
+
+    def __init__(self):
+        self.samples = {}
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        samples = [int(sample.sample_idx) for sample in data_batch['data_samples']]
+        self.samples.setdefault(runner.epoch, []).extend(samples)
+
+
+def samples(rank, config):
+    """Train; return the indices of the samples that this process sees, by epoch."""
+    os.environ['LOCAL_RANK'] = '0'
+    runner = Runner.from_cfg(config)
+    hook = SampleHook()
+    runner.register_hook(hook)
+    runner.train()
+    return hook.samples
+
+
+def test_processes_with_seeds_of_their_own_share_the_images(tmp_path, tiny_teacher):
+    """Also when resumed, they go through one permutation, that of the uninterrupted run."""
+    config = setup(tmp_path, 'kd')
+    config.model.teacher = Config.fromfile(TINY).model.teacher
+    config.model.teacher_ckpt = str(tiny_teacher)
+    config.launcher = 'pytorch'
+    config.randomness = dict(seed=None, diff_rank_seed=True)
+    config.default_hooks.checkpoint = dict(type='CheckpointHook', interval=1)
+    config.train_cfg.max_epochs = 2
+    whole = run_processes(samples, config)
+    config.resume, config.load_from = True, str(tmp_path / 'epoch_1.pth')
+    resumed = run_processes(samples, config)
+    for ours, theirs in zip(resumed, whole, strict=True):
+        assert ours == {1: theirs[1]}
+    for epoch in (0, 1):
+        assert sorted(whole[0][epoch] + whole[1][epoch]) == list(range(40))
+
+
 def averaged(folder, method, student=None):
     """The tiny config with mmengine's EMAHook and validation."""
     base = Config.fromfile(TINY)

@@ -101,12 +101,24 @@ class EpochSeedHook(Hook):
         self.pipelines: list[SeededPipeline] = []
         self.cycle: int | None = None
 
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Keep the seed of the sampler: it need not be that of the run."""
+        seed = getattr(runner.train_dataloader.sampler, 'seed', None)
+        checkpoint['meta']['sampler_seed'] = seed
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Give the sampler of a resumed run its seed, the same in all processes."""
+        if not runner._resume:
+            return
+        sampler = runner.train_dataloader.sampler
+        meta = checkpoint['meta']
+        seed = meta.get('sampler_seed', meta.get('seed'))  # checkpoints of earlier versions
+        if hasattr(sampler, 'seed') and seed is not None:
+            sampler.seed = seed
+
     def before_train(self, runner: Runner) -> None:
-        """Take over the data sets' pipelines and the sampler's seed."""
+        """Take over the data sets' pipelines."""
         loader = runner.train_dataloader
-        if hasattr(loader.sampler, 'seed'):
-            # A resumed run takes its seed from the checkpoint, after the sampler was built.
-            loader.sampler.seed = runner.seed
         if getattr(unwrapped(runner.model), 'teacher_cache', None) is not None:
             self._open_cache(runner)
             return
