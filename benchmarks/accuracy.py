@@ -117,8 +117,11 @@ def cells(protocol: Config, args: argparse.Namespace) -> list[Cell]:
             if row not in protocol.known_rows:
                 raise SetupError(f"--rows: there is no '{row}'{suggest(row, protocol.known_rows)}")
             known = protocol.known_rows[row]
-            losses = known.get('losses', {}).items()
-            chosen = {f'model.distiller.distill_losses.{key}': value for key, value in losses}
+            chosen = {
+                f'model.distiller.{section}.{key}': value
+                for section, part in (('connectors', 'connectors'), ('distill_losses', 'losses'))
+                for key, value in known.get(part, {}).items()
+            }
             chosen.update({'randomness.seed': seed, 'train_cfg.val_interval': 1000})
             chosen.update({'default_hooks.checkpoint.interval': 1000})
             for direction, pair in protocol.pairs.items():

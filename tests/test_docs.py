@@ -17,6 +17,7 @@ from mmengine.registry import MODELS
 from mmpretrain.structures import DataSample
 from pairs import batch, distillation
 
+from mmkd_tas import cli
 from mmkd_tas.models import CrossArchDistill
 
 PAGES = (REPO / 'README.md', *sorted((REPO / 'docs').glob('*.md')))
@@ -136,3 +137,23 @@ def test_options_of_the_methods_exist():
         owner, _, argument = option.rpartition('.')
         owners = fnmatch.filter(parts, owner)
         assert any(argument in parts[name] for name in owners), option
+
+
+def test_the_baselines_of_other_tables():
+    """The options for them are those of OFA-KD's code, where T = 1 and all else has weight 1."""
+    parser = argparse.ArgumentParser()
+    cli.add_run_arguments(parser)
+    losses = {}
+    (block,) = blocks('docs/methods.md', 'bash')
+    for line in block.splitlines():
+        cell = ['--dataset=digits', '--pair=resnet18-w4_vit-w64', *line.split()]
+        config = cli.load_config(parser.parse_args(cell))
+        losses.update(config.model.distiller.distill_losses.to_dict())
+    theirs = dict(
+        loss_kd=dict(tau=1, loss_weight=1),
+        loss_dkd=dict(tau=1, alpha=1, beta=2, loss_weight=1),
+        loss_dist=dict(tau=1, loss_weight=1),
+    )
+    for loss in losses.values():
+        del loss['type']
+    assert losses == theirs

@@ -8,7 +8,7 @@ pairs = {
     'MLP -> CNN': 'mixer-w128_resnet18-w8',
 }
 seeds = 3
-# decay on all parameters, as when the record was made
+# the defaults of when the record was made: decay on all parameters, and wider decouplers for RSD
 _as_recorded = {
     'train_dataloader.num_workers': 0,
     'val_dataloader.num_workers': 0,
@@ -22,6 +22,13 @@ teacher = dict(
 student = dict(
     dataset='cifar100-20', options={'train_cfg.max_epochs': 5, **_as_recorded}, flags=['--amp']
 )
+_pairs = ('teacher_student', 'teacher_assistant', 'assistant_student')
+known_rows = {
+    'RSD': dict(connectors={'decoupler.expansion': 4}),
+    'TAS, RSD for InfoNCE': dict(
+        connectors={f'{pair}.expansion': 4 for pair in _pairs},
+    ),
+}
 rows = [
     'student alone',
     'KD',

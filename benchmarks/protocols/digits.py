@@ -22,7 +22,15 @@ rows = [
     'TAS + HCD, target not detached',
     'OFA + RSD',
 ]
-# decay on all parameters, as when the record was made
+# the defaults of when the record was made: decay on all parameters, and wider decouplers for RSD
 _as_recorded = {'optim_wrapper.paramwise_cfg': None}
+_pairs = ('teacher_student', 'teacher_assistant', 'assistant_student')
+known_rows = {
+    'RSD': dict(connectors={'decoupler.expansion': 4}),
+    'TAS, RSD for InfoNCE': dict(
+        connectors={f'{pair}.expansion': 4 for pair in _pairs},
+    ),
+    'OFA + RSD': dict(connectors={'decoupler.expansion': 4}),
+}
 teacher = dict(dataset='digits', options=_as_recorded)
 student = dict(dataset='digits200', options=_as_recorded)

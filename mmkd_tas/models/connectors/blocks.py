@@ -77,9 +77,10 @@ def _separable(before: int, after: int, stride: int) -> nn.Module:
 class TokenPool(nn.Module):
     """Stage -> vector ``(N, width)``: patch merging, transformer blocks, class token or mean.
 
-    The grid is halved as long as its sides stay at 7 tokens or more. Where the stage
-    has a class token it is kept beside the grid, and is the result; else the mean of
-    the tokens is.
+    The grid is halved as long as its sides stay at 7 tokens or more, the first time with
+    a change to the width of the blocks; a GELU follows each time but the last of several.
+    Where the stage has a class token it is kept beside the grid, and is the result; else
+    the mean of the tokens is.
 
     Args:
         stage: What comes in.
@@ -93,12 +94,13 @@ class TokenPool(nn.Module):
         self.stage = stage
         self.width = width
         halvings = max(0, int(math.log2(min(stage.grid) / 7)))
-        widths = [min(stage.channels * 2**i, width) for i in range(halvings)] + [width]
         if halvings:
             merges = [
-                nn.Sequential(PatchMerging(before, after), nn.GELU())
-                for before, after in itertools.pairwise(widths)
+                nn.Sequential(PatchMerging(before, width), nn.GELU())
+                for before in [stage.channels] + [width] * (halvings - 1)
             ]
+            if halvings > 1:  # as in OFA-KD's code
+                merges[-1] = merges[-1][0]
         else:
             merges = [_linear(stage.channels, width)]
         self.merges = nn.Sequential(*merges)
@@ -106,7 +108,7 @@ class TokenPool(nn.Module):
         heads = math.gcd(num_heads, width)
         last = ClassBlock if stage.prefix else Block
         kinds = [Block] * (depth - 1) + [last]
-        self.blocks = nn.Sequential(*(kind(width, heads, qkv_bias=True) for kind in kinds))
+        self.blocks = nn.Sequential(*(kind(width, heads) for kind in kinds))
 
     def forward(self, feature: Tensor) -> Tensor:
         """Pool a feature in the layout of the stage."""
@@ -121,9 +123,9 @@ class TokenPool(nn.Module):
 class ClassBlock(Block):
     """A last transformer block, of whose outputs the class token alone is used and computed."""
 
-    def __init__(self, width: int, num_heads: int, qkv_bias: bool) -> None:
-        super().__init__(width, num_heads, qkv_bias=qkv_bias)
-        self.attn = ClassAttn(width, num_heads, qkv_bias=qkv_bias)
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__(width, num_heads)
+        self.attn = ClassAttn(width, num_heads)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the class token ``(N, 1, C)`` of tokens ``(N, 1 + L, C)``."""

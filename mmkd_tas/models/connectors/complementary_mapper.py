@@ -21,8 +21,8 @@ class ComplementaryFeatureMapper(StageConnector):
 
     Proj is what the exits of OFA-KD have (:func:`blocks.pool_of`): separable convolutions
     for maps, patch merging and transformer blocks for tokens. The mappings of all stages
-    are one batched computation. Source: Xu et al., "Heterogeneous Complementary
-    Distillation", AAAI 2026 (CFM); the hidden width, max(D_student, D_teacher), is ours.
+    are one batched computation, with the teacher's width as the hidden one. Source: Xu et
+    al., "Heterogeneous Complementary Distillation", AAAI 2026 (CFM).
 
     The last input is the teacher's feature; which stages is said by the others:
     ``inputs=['student.stage3', 'student.stage4', 'teacher.pooled']``.
@@ -55,10 +55,9 @@ class ComplementaryFeatureMapper(StageConnector):
         *own, last = self._known(stages)
         self.num_sub_logits = num_sub_logits
         self.pools = nn.ModuleList(pool_of(stage, student, teacher, num_heads) for stage in own)
-        hidden = max(student.width, teacher.width)
         width = self.pools[0].width + last.channels
-        self.inner = StackedLinear(len(own), width, hidden)
-        self.outer = StackedLinear(len(own), hidden, num_sub_logits * teacher.num_classes)
+        self.inner = StackedLinear(len(own), width, teacher.width)
+        self.outer = StackedLinear(len(own), teacher.width, num_sub_logits * teacher.num_classes)
 
     def forward_train(self, *features: Tensor) -> Tensor:
         """Return the sub-logits of S stages, ``(S, N, K, C)``.

@@ -35,7 +35,7 @@ class Decoupler(StageConnector):
         student: ModelView,
         teacher: ModelView,
         stages: Sequence[Stage],
-        expansion: int = 4,
+        expansion: int = 2,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(student, teacher, stages, init_cfg or INIT)

@@ -1,5 +1,7 @@
 import pytest
 import torch
+from helpers import REPO
+from mmengine.config import Config
 from mmengine.registry import MODELS
 from pairs import batch, distillation, step
 from timm.models.vision_transformer import Block
@@ -7,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from zoo import ZOO
 
+from mmkd_tas.configs import set_num_classes
 from mmkd_tas.errors import SetupError
 from mmkd_tas.models.connectors.blocks import ClassBlock, ConvPool, LocalToGlobal, TokenPool
 from mmkd_tas.stages import Stage, describe
@@ -59,11 +62,43 @@ def test_exits_of_tokens(name, prefix):
     assert [z.shape for z in exits(*features)] == [(3, 5)] * 4
 
 
+@pytest.mark.parametrize(
+    ('student', 'teacher_width', 'parameters'),
+    [
+        ('cnn/resnet18', 768, 1_626_256),  # Swin-T
+        ('cnn/resnet18', 384, 1_194_384),  # ViT-S
+        ('cnn/mobilenetv2', 768, 2_529_296),
+        ('token/deit-t', 768, 3_783_184),
+        ('token/swin-p', 768, 14_864_656),
+        ('token/swin-n', 768, 26_340_240),
+        ('token/resmlp-s12', 768, 14_938_768),
+    ],
+)
+def test_exits_have_as_many_parameters_as_the_authors(student, teacher_width, parameters):
+    """As counted with the official code of OFA-KD, on timm 0.6.5, for 100 classes."""
+    file = REPO / f'configs/_base_/models/{student}.py'
+    (cfg,) = Config.fromfile(file).to_dict().values()
+    arch = dict(embed_dims=teacher_width, num_layers=4, num_heads=4, feedforward_channels=8)
+    teacher = dict(type='VisionTransformer', arch=arch, img_size=32, out_type='avg_featmap')
+    head = dict(type='LinearClsHead', in_channels=teacher_width, num_classes=100)
+    teacher = dict(type='ImageClassifier', backbone=teacher, head=head)
+    set_num_classes(cfg, 100)
+    student, teacher = describe(MODELS.build(cfg), 224), describe(MODELS.build(teacher), 32)
+    exits = connector('ExitBranch', student, teacher, student.stages)
+    assert sum(p.numel() for p in exits.parameters()) == parameters
+
+
 def test_tokens_are_merged_down_to_about_7_by_7():
     for side, merges in ((7, 0), (8, 0), (14, 1), (28, 2), (56, 3), (13, 0)):
         pool = TokenPool(Stage('x', 'NLC', 1, 16, (side, side)), 1, 32, num_heads=4)
         assert len([m for m in pool.merges if not isinstance(m, nn.Linear)]) == merges
         assert pool(torch.randn(2, side * side + 1, 16)).shape == (2, 32)
+        gelus = [m for m in pool.merges.modules() if isinstance(m, nn.GELU)]
+        assert len(gelus) == (merges if merges < 2 else merges - 1)
+        if merges:
+            assert {
+                m.reduction.out_features for m in pool.merges.modules() if hasattr(m, 'reduction')
+            } == {32}
     grid = TokenPool(Stage('x', 'NHWC', 0, 16, (14, 20)), 1, 30, num_heads=4)
     assert grid(torch.randn(2, 14, 20, 16)).shape == (2, 30)
 
@@ -80,13 +115,13 @@ def test_the_class_token_is_what_counts():
 
 
 def test_a_block_for_the_class_token_alone():
-    block, short = Block(16, 4, qkv_bias=True).double(), ClassBlock(16, 4, qkv_bias=True).double()
+    block, short = Block(16, 4).double(), ClassBlock(16, 4).double()
     weights = block.state_dict()
     for kind in ('weight', 'bias'):
         nn.init.normal_(weights[f'norm1.{kind}'])
         nn.init.normal_(weights[f'norm2.{kind}'])
-        for name, part in zip('qkv', weights.pop(f'attn.qkv.{kind}').chunk(3), strict=True):
-            weights[f'attn.{name}.{kind}'] = part
+    for name, part in zip('qkv', weights.pop('attn.qkv.weight').chunk(3), strict=True):
+        weights[f'attn.{name}.weight'] = part
     short.load_state_dict(weights)
     tokens = torch.randn(3, 1 + 9, 16, dtype=torch.float64)
     torch.testing.assert_close(short(tokens)[:, 0], block(tokens)[:, 0])
@@ -288,6 +323,7 @@ def test_sub_logits_are_those_of_a_loop(name):
     stages = [*student.stages, teacher.source('pooled')]
     mapper = connector('ComplementaryFeatureMapper', student, teacher, stages, num_sub_logits=3)
     mapper.eval()
+    assert mapper.inner.bias.shape == (4, 1, teacher.width)
     features = [torch.randn(2, *stage.shape) for stage in stages]
     sub_logits = mapper(*features)
     assert sub_logits.shape == (4, 2, 3, 5)
@@ -308,8 +344,10 @@ def test_the_stages_of_the_mapper_are_the_configs():
 def test_decoupler():
     student, teacher = view_of('resnet'), view_of('vit')
     stages = student.source('pooled'), teacher.source('pooled')
-    decoupler = connector('Decoupler', student, teacher, stages, expansion=2)
+    decoupler = connector('Decoupler', student, teacher, stages)
     assert [m.out_features for m in decoupler.modules() if isinstance(m, nn.Linear)] == [128, 24]
+    wider = connector('Decoupler', student, teacher, stages, expansion=3)
+    assert wider.layers[0].out_features == 192
     assert decoupler(torch.randn(3, 64), torch.randn(3, 24)).shape == (3, 24)
     with pytest.raises(SetupError, match=r'student\.pooled'):
         connector('Decoupler', student, teacher, [student.stage(4), stages[1]])
