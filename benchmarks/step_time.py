@@ -106,7 +106,8 @@ def parse_args() -> argparse.Namespace:
 
 def build(method: str, args: argparse.Namespace) -> nn.Module:
     """Build a distillation."""
-    distiller = Config.fromfile(METHODS / f'{method.partition("-")[0]}.py').distiller
+    name = method.removesuffix('-cached').removesuffix('-loop')
+    distiller = Config.fromfile(METHODS / f'{name}.py').distiller
     if method == 'hcd-loop':
         distiller.connectors.mapper.type = 'LoopMapper'
         distiller.distill_losses.loss_hcd.type = 'LoopHCDLoss'

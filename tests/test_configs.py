@@ -47,7 +47,7 @@ CELLS = [
     (PARTS['datasets'][(i + j + j // 2) % len(PARTS['datasets'])], f'{teacher}_{student}', method)
     for i, teacher in enumerate(PARTS['models'])
     for j, student in enumerate(PARTS['models'])
-    for method in [PARTS['methods'][(i + j + i // 2) % len(PARTS['methods'])]]
+    for method in [PARTS['methods'][(i + j) % len(PARTS['methods'])]]
 ]
 SAMPLE = {  # of the large ones, every model once
     'vit-s_mobilenetv2',

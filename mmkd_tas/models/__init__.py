@@ -6,22 +6,38 @@ from .connectors import (
     HybridAssistant,
     PairProjector,
     StageConnector,
+    StageRegressor,
 )
 from .distillers import StageDistiller
-from .losses import HCDLoss, InfoNCELoss, LogitAccuracy, OFALoss, RSDLoss
+from .losses import (
+    CCLoss,
+    DKDLoss,
+    HCDLoss,
+    HintLoss,
+    InfoNCELoss,
+    LogitAccuracy,
+    OFALoss,
+    RKDLoss,
+    RSDLoss,
+)
 
 __all__ = [
+    'CCLoss',
     'ComplementaryFeatureMapper',
     'CrossArchDistill',
+    'DKDLoss',
     'Decoupler',
     'ExitBranch',
     'HCDLoss',
+    'HintLoss',
     'HybridAssistant',
     'InfoNCELoss',
     'LogitAccuracy',
     'OFALoss',
     'PairProjector',
+    'RKDLoss',
     'RSDLoss',
     'StageConnector',
     'StageDistiller',
+    'StageRegressor',
 ]

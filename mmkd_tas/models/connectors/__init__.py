@@ -4,6 +4,7 @@ from .decoupler import Decoupler
 from .exit_branch import ExitBranch
 from .hybrid_assistant import HybridAssistant
 from .pair_projector import PairProjector
+from .stage_regressor import StageRegressor
 
 __all__ = [
     'ComplementaryFeatureMapper',
@@ -12,4 +13,5 @@ __all__ = [
     'HybridAssistant',
     'PairProjector',
     'StageConnector',
+    'StageRegressor',
 ]

@@ -137,19 +137,16 @@ def _linear(before: int, after: int) -> nn.Module:
     return nn.Identity() if before == after else nn.Linear(before, after)
 
 
-class LocalToGlobal(nn.Module):
-    """Bring a stage of one model to width and grid of a stage of another (L2G).
-
-    A patch embedding, and a Swin block that widens the receptive field. Source: Li
-    et al., "Fuse Before Transfer", ICCV 2025.
+class PatchProjector(nn.Module):
+    """Bring a stage of one model to width and grid of a stage of another, by a patch embedding.
 
     Args:
         source: What comes in.
         target: What comes out, as tokens without prefix, ``(N, L, C)``.
-        window_size: Side of the block's windows, in tokens.
+        norm_cfg: Of a norm behind the embedding.
     """
 
-    def __init__(self, source: Stage, target: Stage, window_size: int = 7) -> None:
+    def __init__(self, source: Stage, target: Stage, norm_cfg: dict | None = None) -> None:
         super().__init__()
         self.source = source
         self.target = target
@@ -165,12 +162,7 @@ class LocalToGlobal(nn.Module):
             kernel_size=patch,
             stride=patch,
             padding=0,
-            norm_cfg=dict(type='LN'),
-        )
-        heads = max(1, target.channels // 32)
-        heads = next(h for h in range(heads, 0, -1) if target.channels % h == 0)
-        self.block = SwinTransformerBlock(
-            target.channels, target.grid, num_heads=heads, window_size=window_size
+            norm_cfg=norm_cfg,
         )
 
     def forward(self, feature: Tensor) -> Tensor:
@@ -179,4 +171,29 @@ class LocalToGlobal(nn.Module):
         if grid.shape[-2:] != self.size:
             grid = F.interpolate(grid, self.size, mode='bilinear')
         tokens, _ = self.embedding(grid)
+        return tokens
+
+
+class LocalToGlobal(PatchProjector):
+    """Bring a stage of one model to width and grid of a stage of another (L2G).
+
+    A patch embedding, and a Swin block that widens the receptive field. Source: Li
+    et al., "Fuse Before Transfer", ICCV 2025.
+
+    Args:
+        source, target: See :class:`PatchProjector`.
+        window_size: Side of the block's windows, in tokens.
+    """
+
+    def __init__(self, source: Stage, target: Stage, window_size: int = 7) -> None:
+        super().__init__(source, target, norm_cfg=dict(type='LN'))
+        heads = max(1, target.channels // 32)
+        heads = next(h for h in range(heads, 0, -1) if target.channels % h == 0)
+        self.block = SwinTransformerBlock(
+            target.channels, target.grid, num_heads=heads, window_size=window_size
+        )
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Return the tokens of a feature in the layout of the source."""
+        tokens = super().forward(feature)
         return self.block(tokens.unflatten(1, self.target.grid)).flatten(1, 2)

@@ -1,7 +1,20 @@
 from .accuracy import LogitAccuracy
+from .dkd_loss import DKDLoss
 from .hcd_loss import HCDLoss
+from .hint_loss import HintLoss
 from .info_nce_loss import InfoNCELoss
 from .ofa_loss import OFALoss
+from .relation_losses import CCLoss, RKDLoss
 from .rsd_loss import RSDLoss
 
-__all__ = ['HCDLoss', 'InfoNCELoss', 'LogitAccuracy', 'OFALoss', 'RSDLoss']
+__all__ = [
+    'CCLoss',
+    'DKDLoss',
+    'HCDLoss',
+    'HintLoss',
+    'InfoNCELoss',
+    'LogitAccuracy',
+    'OFALoss',
+    'RKDLoss',
+    'RSDLoss',
+]

@@ -165,3 +165,96 @@ def rsd_loss(preds_S: Tensor, preds_T: Tensor, kappa: float = 0.01) -> Tensor:
     squares = (correlation - torch.eye(len(correlation), device=correlation.device)) ** 2
     diagonal = squares.diagonal().sum()
     return diagonal + kappa * (squares.sum() - diagonal)
+
+
+@in_full_precision
+def mean_squared_error(preds_S: Tensor, preds_T: Tensor) -> Tensor:
+    """Return the mean of the squared differences, a scalar."""
+    return F.mse_loss(preds_S, preds_T)
+
+
+@in_full_precision
+def cc_loss(preds_S: Tensor, preds_T: Tensor) -> Tensor:
+    r"""Return how alike neighbouring images differ between student and teacher, a scalar.
+
+    .. math:: \frac{1}{N - 1} \sum_{i < N} \delta_i \cdot \delta_{i + 1}, \quad
+        \delta_i = |f^s_i - f^t_i|
+
+    element by element; 0 for a single image. It is what the tables of OFA-KD and others call
+    CC: the form in which Tian et al., "Contrastive Representation Distillation", ICLR 2020,
+    compare with Peng et al., "Correlation Congruence for Knowledge Distillation", ICCV 2019.
+
+    Args:
+        preds_S, preds_T: Features of one width, ``(N, D)``.
+    """
+    delta = (preds_S - preds_T).abs()
+    return (delta[:-1] * delta[1:]).sum() / max(1, len(delta) - 1)
+
+
+@in_full_precision
+def rkd_loss(preds_S: Tensor, preds_T: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Return how the distances and the angles between images differ, two scalars.
+
+    .. math:: \mathrm{mean}_{ij}\, h(d^s_{ij}, d^t_{ij}), \quad
+        \mathrm{mean}_{ijk}\, h(e^s_{ij} \cdot e^s_{ik},\, e^t_{ij} \cdot e^t_{ik})
+
+    where h is the Huber loss (1 its threshold), d the distances over their mean, and e the
+    directions from image i to the others; of an image to itself, or to one with the same
+    feature, both are 0. Source: Park et al., "Relational Knowledge Distillation", CVPR 2019,
+    equations 5 to 9.
+
+    Args:
+        preds_S, preds_T: Features ``(N, D_s)`` and ``(N, D_t)``.
+    """
+    (distances_s, angles_s), (distances_t, angles_t) = map(_relations, (preds_S, preds_T))
+    return F.smooth_l1_loss(distances_s, distances_t), F.smooth_l1_loss(angles_s, angles_t)
+
+
+def _relations(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return distances ``(N, N)`` over the mean of those that are not 0, and angles ``(N, N, N)``.
+
+    Differences and not the Gram matrix, in which features far from the origin cancel out.
+    """
+    differences = features[None] - features[:, None]
+    distances = differences.norm(dim=-1)
+    mean = distances.sum() / (distances > 0).sum().clamp(min=1)
+    directions = _directions(differences)
+    tiny = torch.finfo(mean.dtype).tiny
+    return distances / mean.clamp(min=tiny), directions @ directions.mT
+
+
+@in_full_precision
+def dkd_loss(
+    preds_S: Tensor,
+    preds_T: Tensor,
+    labels: Tensor,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    tau: float = 1.0,
+) -> Tensor:
+    r"""Return the decoupled distillation loss of each image, ``(N,)``, in nats.
+
+    .. math:: \tau^2 [\alpha\, \mathrm{KL}(b^t \| b^s) + \beta\, \mathrm{KL}(\hat p^t \| \hat p^s)]
+
+    with b the probabilities of the true class and of all others together, and
+    :math:`\hat p` those of the others among themselves. Source: Zhao et al., "Decoupled
+    Knowledge Distillation", CVPR 2022, equation 7.
+
+    Args:
+        preds_S, preds_T: Logits of student and teacher, ``(N, C)``.
+        labels: Class indices ``(N,)``, or shares ``(N, C)`` of which the largest counts.
+        alpha, beta: Weights of the true class and of the others.
+        tau: Temperature.
+    """
+    labels = class_indices(labels)
+    true_class = F.one_hot(labels, preds_S.shape[1]).bool()
+
+    def split(logits: Tensor) -> tuple[Tensor, Tensor]:
+        others = (logits / tau).masked_fill(true_class, -torch.inf)
+        of_true = (logits / tau).gather(1, labels[:, None])
+        return torch.cat([of_true, others.logsumexp(1, keepdim=True)], 1), others
+
+    (binary_s, others_s), (binary_t, others_t) = split(preds_S), split(preds_T)
+    log_s, log_t = F.log_softmax(others_s, dim=1), F.log_softmax(others_t, dim=1)
+    among_others = log_t.exp() * (log_t - log_s).masked_fill(true_class, 0)
+    return tau**2 * (alpha * kl_divergence(binary_s, binary_t) + beta * among_others.sum(1))

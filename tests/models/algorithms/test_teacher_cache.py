@@ -15,7 +15,7 @@ from processes import run_processes, run_together
 from mmkd_tas.errors import SetupError
 from mmkd_tas.models.algorithms.teacher_cache import TeacherCache
 
-METHODS = ('kd', 'dkd', 'dist', 'ofa', 'hcd', 'rsd', 'tas')
+METHODS = ('kd', 'dkd', 'dist', 'ofa', 'hcd', 'rsd', 'tas', 'cc', 'rkd')
 _names = itertools.count()
 
 

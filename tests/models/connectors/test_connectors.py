@@ -314,6 +314,43 @@ def test_projections_learn():
     assert F.linear(torch.randn(1, 64), projection.weight).shape == (1, 24)
 
 
+# --- StageRegressor -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('student', ['resnet', 'vit', 'timm_swin'])
+@pytest.mark.parametrize('teacher', ['resnet', 'deit_distilled', 'timm_swin'])
+def test_regressors_have_the_shape_of_the_teachers_stages(student, teacher):
+    student, teacher = view_of(student), view_of(teacher)
+    regressor = connector('StageRegressor', student, teacher, [*student.stages, *teacher.stages])
+    features = [torch.randn(2, *s.shape) for s in (*student.stages, *teacher.stages)]
+    pair = regressor(*features)
+    for stage, ours, theirs, feature in zip(
+        teacher.stages, pair.learner, pair.target, features[4:], strict=True
+    ):
+        assert ours.shape == theirs.shape == (2, stage.tokens, stage.channels)
+        assert torch.equal(stage.to_map(feature), theirs.mT.unflatten(2, stage.grid))
+
+
+def test_a_regressor_sees_the_patch_where_the_teacher_has_a_token():
+    student, teacher = view_of('resnet'), view_of('vit')
+    source, target = student.stage(1), teacher.stage(1)
+    assert [a // b for a, b in zip(source.grid, target.grid, strict=True)] == [4, 4]
+    regressor = connector('StageRegressor', student, teacher, [source, target])
+    feature = torch.randn(1, *source.shape)
+    other = feature.clone()
+    other[..., :4, 4:8] += 1  # the second patch of the first row
+    changed = (regressor(feature, torch.zeros(1, *target.shape)).learner[0][0]).sub(
+        regressor(other, torch.zeros(1, *target.shape)).learner[0][0]
+    )
+    assert changed.any(1).nonzero().flatten().tolist() == [1]
+
+
+def test_mistakes_in_regressors():
+    for inputs in (['student.stage4'], ['student.stage4', 'teacher.stage3', 'teacher.stage4']):
+        with pytest.raises(SetupError, match=rf'has {len(inputs)} stages'):
+            distillation('fitnet', 'resnet', 'vit', {'connectors.regressors.inputs': inputs})
+
+
 # --- ComplementaryFeatureMapper and Decoupler -------------------------------------------
 
 
