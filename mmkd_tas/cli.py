@@ -2,9 +2,11 @@
 
 import argparse
 import contextlib
+import copy
 import difflib
 import errno
 import importlib
+import logging
 import os
 import re
 import signal
@@ -14,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.error import URLError
 
+import mmengine.runner
 import timm
 import torch
 from huggingface_hub.errors import (
@@ -22,6 +25,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
 )
 from mmengine.config import Config, DictAction
+from mmengine.logging import MMLogger
 from mmengine.registry import Registry
 
 from . import configs
@@ -102,6 +106,37 @@ def student_config(config: Config) -> Config:
         if preprocessor and 'cfg_path' not in config.model:
             config.model.setdefault('data_preprocessor', preprocessor)
     return config
+
+
+class Runner(mmengine.runner.Runner):
+    """mmengine's runner, which shows of a long message in its log file only what it is about."""
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+        """Return mmengine's logger."""
+        logger = super().build_logger(*args, **kwargs)
+        if any(isinstance(handler, logging.FileHandler) for handler in logger.handlers):
+            for handler in logger.handlers:
+                if type(handler) is logging.StreamHandler:
+                    handler.setFormatter(_Brief(handler.formatter))
+                    # one line for every weight
+                    handler.addFilter(lambda r: not r.getMessage().startswith('paramwise_options'))
+        return logger
+
+
+class _Brief(logging.Formatter):
+    """Cuts short what informs in many lines, as mmengine's of the config and the machine."""
+
+    def __init__(self, whole: logging.Formatter, most: int = 10) -> None:
+        super().__init__()
+        self.whole, self.most = whole, most
+
+    def format(self, record: logging.LogRecord) -> str:
+        lines = record.getMessage().splitlines()
+        if record.levelno <= logging.INFO and len(lines) > self.most:
+            record = copy.copy(record)
+            title = next((line for line in lines if re.search(r'\w', line)), '').strip(' :')
+            record.msg, record.args = f'{title}: {len(lines)} lines, in the log file', None
+        return self.whole.format(record)
 
 
 def run(main: Callable[[], None]) -> None:

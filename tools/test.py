@@ -5,7 +5,6 @@ import tempfile
 from pathlib import Path
 
 import mmengine
-from mmengine.runner import Runner
 
 from mmkd_tas import cli
 from mmkd_tas.checkpoint import load_weights
@@ -41,7 +40,7 @@ def main() -> None:
     # mmengine writes a config and a log at once, and other tools read those of a training.
     with tempfile.TemporaryDirectory() as nowhere, cli.types_checked(config):
         config.work_dir = str(Path(args.work_dir, 'test')) if args.work_dir else nowhere
-        runner = Runner.from_cfg(config)
+        runner = cli.Runner.from_cfg(config)
         load_weights(unwrapped(runner.model), args.checkpoint, 'checkpoint')
         metrics = runner.test()
     if args.out:

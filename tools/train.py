@@ -7,8 +7,6 @@ python tools/train.py --dataset digits200 --pair resnet18-w16_vit-w64 --method t
 import argparse
 from pathlib import Path
 
-from mmengine.runner import Runner
-
 from mmkd_tas import cli
 from mmkd_tas.checkpoint import find_checkpoint, read_checkpoint
 from mmkd_tas.errors import SetupError
@@ -74,7 +72,7 @@ def main() -> None:
     elif config.get('load_from'):
         read_checkpoint(config.load_from)  # names a file that is unsafe, broken or absent
     with cli.types_checked(config):
-        runner = Runner.from_cfg(config)
+        runner = cli.Runner.from_cfg(config)
         if start is not None:
             runner.logger.info(f'Resuming from {start}, after epoch {done}')
         runner.train()

@@ -3,15 +3,36 @@
 import atexit
 import logging
 import sys
+from numbers import Real
 from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
+from rich.text import Text
 
 from ..registry import HOOKS
+
+
+class _State(ProgressColumn):
+    """What a narrow terminal cuts short, so that the other columns stay whole."""
+
+    def __init__(self) -> None:
+        super().__init__(Column(ratio=1))
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields['state'], no_wrap=True, overflow='ellipsis')
 
 
 @HOOKS.register_module()
@@ -27,26 +48,29 @@ class ProgressHook(Hook):
 
     def __init__(self) -> None:
         self.progress: Progress | None = None
-        self.accuracy = ''
 
     def before_train(self, runner: Runner) -> None:
         """Start the bar."""
-        if not is_main_process() or not Console().is_terminal:
+        console = Console()
+        if not is_main_process() or not console.is_interactive:
             return
         self.progress = Progress(
             TextColumn('{task.fields[epoch]}'),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=20 if console.width >= 100 else 8),
             TextColumn('{task.percentage:.0f} %'),
             TimeElapsedColumn(),
             TextColumn('left'),
             TimeRemainingColumn(),
-            TextColumn('{task.fields[state]}'),
+            TextColumn('{task.fields[accuracy]}', markup=False),
+            _State(),
+            expand=True,
         )
+        self.task = self.progress.add_task(
+            '', total=runner.max_iters, epoch='', accuracy='', state=''
+        )
+        self._show(runner, '', completed=runner.iter)
         self.progress.start()
         atexit.register(self.progress.stop)  # gives the cursor back, whatever happens
-        self.task = self.progress.add_task(
-            '', total=runner.max_iters, completed=runner.iter, epoch='', state=''
-        )
         streams = [h for h in runner.logger.handlers if type(h) is logging.StreamHandler]
         self.streams = [(handler, handler.stream, handler.level) for handler in streams]
         for handler in streams:
@@ -69,7 +93,7 @@ class ProgressHook(Hook):
         state = f'loss {loss:.3g}' if loss is not None else ''
         if len(losses) > 1:
             state += f' ({terms})'
-        self._show(runner, self.accuracy + state, completed=runner.iter + 1)
+        self._show(runner, state, completed=runner.iter + 1)
 
     def after_val_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -77,13 +101,18 @@ class ProgressHook(Hook):
         """Show that it is validated."""
         if self.progress is not None:
             count = len(runner.val_dataloader)
-            self._show(runner, f'{self.accuracy}validation {batch_idx + 1}/{count}')
+            self._show(runner, f'validation {batch_idx + 1}/{count}')
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Take note of the accuracy."""
-        top1 = (metrics or {}).get('accuracy/top1')
-        if top1 is not None:
-            self.accuracy = f'student {top1:.2f} %  '
+        """Show the accuracy; where it is not measured, the first metric that is a number."""
+        numbers = {key: v for key, v in (metrics or {}).items() if isinstance(v, Real)}
+        if self.progress is None or not numbers:
+            return
+        first = next(iter(numbers))
+        name, unit = first.rpartition('/')[2], ''
+        if 'accuracy/top1' in numbers:
+            first, name, unit = 'accuracy/top1', 'student', ' %'
+        self.progress.update(self.task, accuracy=f'{name} {numbers[first]:.2f}{unit}', state='')
 
     def after_train(self, runner: Runner) -> None:
         """Take the bar away, and let the log be shown again."""

@@ -63,7 +63,8 @@ def test_options(tmp_path):
     )
     output = process.stdout
     assert (tmp_path / 'here/epoch_1.pth').is_file()
-    assert "type='AmpOptimWrapper'" in output
+    (log,) = (tmp_path / 'here').glob('*/*.log')
+    assert "type='AmpOptimWrapper'" in log.read_text()
     assert 'LR is set based on batch size of 16' in output
     assert 'Epoch(val)' not in output
     assert re.search(r'student [\d,]+, teacher [\d,]+ \(frozen\), extra modules 0', output)
