@@ -155,7 +155,8 @@ def explain(error: Exception) -> str | None:
     """Return one sentence about a mistake in config or data, None for other errors."""
     text = ' '.join(str(error).split())
     if isinstance(error, SetupError):
-        return text
+        # of one in a data loader's worker, the text is its traceback
+        return text.rpartition('SetupError: ')[2] if text.startswith('Caught ') else text
     if isinstance(error, URLError):
         return f'a download failed ({error.reason}): put the files in place beforehand'
     if isinstance(error, HfHubHTTPError | LocalEntryNotFoundError | OfflineModeIsEnabled):
@@ -194,9 +195,6 @@ def explain(error: Exception) -> str | None:
             'archive there, set dataset.data_root of the loaders to where it is, or let '
             'dataset.download=True fetch it'
         )
-    # of a worker's traceback, the last: the line of code is there, too
-    if found := re.findall(r'failed to load image: (\S+)', text):
-        return f"'{found[-1]}' cannot be read as an image: replace it, or take it out of the data"
     if found := re.search(r'Unknown model \((.*)\)', text):
         return f"timm has no model '{found[1]}'{suggest(found[1], timm.list_models())}"
     if 'end should be larger than begin' in text:

@@ -15,6 +15,7 @@ import _compat_pickle
 import codecs
 import collections
 import contextlib
+import copy
 import functools
 import importlib
 import importlib.abc
@@ -24,6 +25,7 @@ import os
 import pickle
 import sys
 import time
+import traceback
 import uuid
 import warnings
 from collections.abc import Callable, Iterable
@@ -32,6 +34,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cv2
+import mmcv
 import numpy as np
 import torch
 from mmengine.device import get_device
@@ -39,6 +43,8 @@ from mmengine.logging import HistoryBuffer, print_log
 from mmengine.optim.scheduler import OneCycleParamScheduler
 from mmengine.runner import LogProcessor, Runner
 from mmengine.utils import digit_version
+
+from .errors import SetupError
 
 _mends: list[Callable[[], bool]] = []
 _applied: dict[str, str] = {}
@@ -395,9 +401,23 @@ def histories_of_scalars() -> bool:
 # --- Images that cannot be read ------------------------------------------------
 
 
+def _found_by_decoder(error: Exception) -> bool:
+    """Return whether an image's bytes are at fault, and not its file, the machine or the config."""
+    trace = list(traceback.walk_tb(error.__traceback__))
+    if not any(frame.f_code is mmcv.imfrombytes.__code__ for frame, _ in trace):
+        # OpenCV tells of most by returning nothing, which mmcv asserts it has not
+        return isinstance(error, AssertionError) and 'failed to load image' in str(error)
+    if isinstance(error, cv2.error):
+        return error.code != cv2.Error.StsNoMem
+    if isinstance(error, ImportError | MemoryError) or getattr(error, 'errno', None) is not None:
+        return False
+    # mmcv itself refuses settings, as an unknown imdecode_backend
+    return trace[-1][0].f_globals.get('__name__') != mmcv.imfrombytes.__module__
+
+
 @mend
 def broken_images() -> bool:
-    """mmcv: LoadImageFromFile names a broken image, and ignore_empty=True passes over it."""
+    """mmcv: LoadImageFromFile names a broken image, and ignore_empty=True passes over it alone."""
     from mmcv.transforms import LoadImageFromFile
 
     original = LoadImageFromFile.transform
@@ -405,17 +425,23 @@ def broken_images() -> bool:
 
     @functools.wraps(original)
     def transform(self, results: dict) -> dict | None:
-        path, loaded = results['img_path'], None
+        strict = copy.copy(self)
+        strict.ignore_empty = False  # which would pass over a missing file, too
         try:
-            loaded = original(self, results)
-        except Exception as error:  # for OpenCV's, ignore_empty does nothing
+            return original(strict, results)
+        except Exception as error:
+            if not _found_by_decoder(error):
+                raise
+            path = results['img_path']
             if not self.ignore_empty:
-                raise OSError(f'failed to load image: {path}') from error
-        if loaded is None and path not in passed_over:
-            passed_over.add(path)
-            message = f"'{path}' cannot be read as an image: another one takes its place"
-            print_log(message, 'current', logging.WARNING)
-        return loaded
+                raise SetupError(
+                    f"'{path}' cannot be read as an image: replace it, or take it out of the data"
+                ) from error
+            if path not in passed_over:
+                passed_over.add(path)
+                message = f"'{path}' cannot be read as an image: another one takes its place"
+                print_log(message, 'current', logging.WARNING)
+            return None
 
     LoadImageFromFile.transform = transform
     return True

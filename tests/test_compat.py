@@ -2,6 +2,7 @@ import copy
 import json
 import os
 import pickle
+import resource
 import subprocess
 import sys
 import textwrap
@@ -9,17 +10,18 @@ import uuid
 from collections import OrderedDict
 from pathlib import Path
 
+import cv2
 import mmengine
 import numpy as np
 import pytest
 import torch
-from helpers import REPO, TINY
+from helpers import REPO, TINY, captured_log
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper, build_optim_wrapper, scheduler
-from mmengine.registry import MODELS, PARAM_SCHEDULERS
+from mmengine.registry import MODELS, PARAM_SCHEDULERS, TRANSFORMS
 from mmengine.runner import CheckpointLoader, Runner, save_checkpoint
 from mmrazor.registry import MODELS as RAZOR_MODELS
 from processes import run_together
@@ -27,6 +29,7 @@ from torch import nn
 
 from mmkd_tas import compat
 from mmkd_tas.compat import write_whole
+from mmkd_tas.errors import SetupError
 
 
 def in_new_process(code, *args):
@@ -245,6 +248,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
         import os, resource, signal, sys
         os.chdir(sys.argv[1])
         from mmkd_tas.compat import write_whole
+from mmkd_tas.errors import SetupError
         write_whole(b'old', 'file')
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # a disk of 1,000 bytes
@@ -510,3 +514,58 @@ def test_mixed_precision_without_a_gpu():
     wrapper.update_params(out.float().sum())
     torch.testing.assert_close(model.weight, before - 0.2)
     wrapper.load_state_dict(wrapper.state_dict())
+
+
+# --- images that cannot be read ---------------------------------------------------
+
+
+@pytest.fixture(params=['cv2', 'pillow'])
+def load_image(request, tmp_path):
+    """Write a file, or none, and load it as an image."""
+
+    def load_image(content, ignore_empty=True, **kwargs):
+        path = tmp_path / 'an image.jpg'
+        if content is not None:
+            path.write_bytes(content)
+        kwargs = {'imdecode_backend': request.param, **kwargs}
+        loader = TRANSFORMS.build(
+            dict(type='LoadImageFromFile', ignore_empty=ignore_empty, **kwargs)
+        )
+        return loader(dict(img_path=str(path)))
+
+    return load_image
+
+
+def jpeg():
+    image = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+    return cv2.imencode('.jpg', image)[1].tobytes()
+
+
+@pytest.mark.parametrize('content', [b'', b'no image at all', jpeg()[:50], b'BM' + bytes(60)])
+def test_what_decoders_refuse_is_a_broken_image(load_image, content):
+    assert load_image(jpeg())['img'].shape == (20, 20, 3)
+    with captured_log() as messages:
+        assert load_image(content) is None
+    assert ["an image.jpg' cannot be read as an image" in text for text in messages] == [True]
+    with pytest.raises(SetupError, match="an image.jpg' cannot be read as an image: replace it"):
+        load_image(content, ignore_empty=False)
+
+
+@pytest.mark.parametrize('ignore_empty', [True, False])
+def test_what_is_no_fault_of_an_image_is_raised(load_image, ignore_empty):
+    with pytest.raises(FileNotFoundError, match='an image.jpg'):
+        load_image(None, ignore_empty)
+    load_image(jpeg(), ignore_empty)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(OSError, match='Too many open files'):
+            load_image(None, ignore_empty)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    with pytest.raises(ValueError, match='Supported backends are'):
+        load_image(jpeg(), ignore_empty, imdecode_backend='openev')
+    with pytest.raises((KeyError, ValueError), match='colour'):
+        load_image(jpeg(), ignore_empty, color_type='colour')
+    with pytest.raises(AttributeError):  # TurboJPEG is not set up
+        load_image(jpeg(), ignore_empty, imdecode_backend='turbojpeg')
