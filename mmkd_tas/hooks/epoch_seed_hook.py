@@ -10,6 +10,7 @@ from mmengine.dataset import BaseDataset, ConcatDataset
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmpretrain.engine.hooks import SwitchRecipeHook
 from torch.utils.data import get_worker_info
 
 from ..errors import SetupError
@@ -23,31 +24,33 @@ def _derive(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 
-class SeededPipeline:
+class SeededSamples:
     """Draws the augmentation of a sample from (seed, epoch, index of the sample).
 
     So it is the same whichever worker process prepares the sample and whatever
-    that process did before.
+    that process did before. It takes the place of the data set's ``prepare_data``, and
+    not of its pipeline, which hooks may replace during the training.
 
     Args:
-        pipeline: The transforms, called with the sample's dict.
+        dataset: Whose samples are prepared.
         seed: Seed of the run.
         salt: Tells several data sets of a run apart.
-        images: Number of images of the data set, where the samples shall be told their
-            slot of the teacher's cache.
+        slots: Whether the samples are told their slot of the teacher's cache.
     """
 
-    def __init__(self, pipeline: Any, seed: int, salt: int, images: int | None = None) -> None:
-        self.pipeline = pipeline
+    def __init__(self, dataset: BaseDataset, seed: int, salt: int, slots: bool = False) -> None:
+        self.dataset = dataset
         self.seed = seed
         self.salt = salt
-        self.images = images
+        self.slots = slots
         # In shared memory: workers that outlive an epoch see it change.
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
-    def __call__(self, data: dict) -> Any:
-        """Transform one sample, a dict with ``sample_idx``."""
-        seed = _derive(self.seed, int(self.epoch), self.salt, data['sample_idx'])
+    def __call__(self, idx: int) -> Any:
+        """Prepare the sample of an index."""
+        images = len(self.dataset)
+        idx = int(idx) % images
+        seed = _derive(self.seed, int(self.epoch), self.salt, idx)
         in_worker = get_worker_info() is not None
         if not in_worker:
             states = random.getstate(), np.random.get_state(), torch.get_rng_state()
@@ -55,9 +58,9 @@ class SeededPipeline:
         np.random.seed(seed)
         torch.default_generator.manual_seed(seed)
         try:
-            packed = self.pipeline(data)
-            if self.images is not None and packed is not None:
-                slot = int(self.epoch) * self.images + data['sample_idx']
+            packed = type(self.dataset).prepare_data(self.dataset, idx)
+            if self.slots and packed is not None:
+                slot = int(self.epoch) * images + idx
                 packed['data_samples'].set_field(slot, 'cache_slot', field_type='metainfo')
             return packed
         finally:
@@ -65,11 +68,6 @@ class SeededPipeline:
                 random.setstate(states[0])
                 np.random.set_state(states[1])
                 torch.set_rng_state(states[2])
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith('__') or name == 'pipeline':
-            raise AttributeError(name)
-        return getattr(self.pipeline, name)
 
 
 @HOOKS.register_module()
@@ -92,13 +90,14 @@ class EpochSeedHook(Hook):
 
     Raises:
         SetupError: Before training, if the model has a teacher cache and the loop or
-            the data set is none of those.
+            the data set is none of those, or mmpretrain's ``SwitchRecipeHook`` changes the
+            images.
     """
 
     priority = 'VERY_HIGH'
 
     def __init__(self) -> None:
-        self.pipelines: list[SeededPipeline] = []
+        self.samples: list[SeededSamples] = []
         self.cycle: int | None = None
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -117,7 +116,7 @@ class EpochSeedHook(Hook):
             sampler.seed = seed
 
     def before_train(self, runner: Runner) -> None:
-        """Take over the data sets' pipelines."""
+        """Take over how the data sets prepare their samples."""
         loader = runner.train_dataloader
         if getattr(unwrapped(runner.model), 'teacher_cache', None) is not None:
             self._open_cache(runner)
@@ -134,8 +133,11 @@ class EpochSeedHook(Hook):
                     'own randomness, so that a resumed run may differ from an uninterrupted one'
                 )
                 continue
-            dataset.pipeline = SeededPipeline(dataset.pipeline, runner.seed, salt)
-            self.pipelines.append(dataset.pipeline)
+            self._take_over(SeededSamples(dataset, runner.seed, salt))
+
+    def _take_over(self, samples: SeededSamples) -> None:
+        samples.dataset.prepare_data = samples
+        self.samples.append(samples)
 
     def _open_cache(self, runner: Runner) -> None:
         dataset = runner.train_dataloader.dataset
@@ -147,6 +149,14 @@ class EpochSeedHook(Hook):
                 f'mmpretrain, and train_dataloader.dataset is a {type(dataset).__name__}: change '
                 'them, or leave the cache out'
             )
+        for hook in runner.hooks:
+            recipes = hook.schedule.values() if isinstance(hook, SwitchRecipeHook) else ()
+            if any(recipe.keys() & {'train_pipeline', 'batch_augments'} for recipe in recipes):
+                raise SetupError(
+                    'model.teacher_cache keeps what the teacher says about images of one pipeline, '
+                    'and SwitchRecipeHook (custom_hooks) changes them during the training: leave '
+                    'one of the two out'
+                )
         model = unwrapped(runner.model)
         self.cycle = model.teacher_cache.augmentations
         pipeline = runner.cfg.train_dataloader.dataset.get('pipeline')
@@ -159,14 +169,13 @@ class EpochSeedHook(Hook):
                 'precision of the teacher': str(model.teacher_precision),
             },
         )
-        dataset.pipeline = SeededPipeline(dataset.pipeline, 0, 0, len(dataset))
-        self.pipelines.append(dataset.pipeline)
+        self._take_over(SeededSamples(dataset, 0, 0, slots=True))
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Seed this process, and tell the pipelines the epoch."""
+        """Seed this process, and tell the data sets the epoch."""
         self._seed(runner)
-        for pipeline in self.pipelines:
-            pipeline.epoch.fill_(runner.epoch % (self.cycle or runner.epoch + 1))
+        for samples in self.samples:
+            samples.epoch.fill_(runner.epoch % (self.cycle or runner.epoch + 1))
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Seed this process once more, now that the data loader has started."""

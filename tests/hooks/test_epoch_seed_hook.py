@@ -4,41 +4,51 @@ import numpy as np
 import torch
 from helpers import TINY, captured_log
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset
 from mmengine.runner import Runner
 
-from mmkd_tas.hooks.epoch_seed_hook import SeededPipeline
+from mmkd_tas.hooks.epoch_seed_hook import SeededSamples
 
 
-def draw(data):
-    """A pipeline that returns a number of each generator."""
-    return random.random(), np.random.rand(), torch.rand(()).item(), data['sample_idx']
+class Draws(BaseDataset):
+    """Seven samples that are a number of each generator, and their index."""
+
+    def load_data_list(self):
+        return [{} for _ in range(7)]
+
+    def __init__(self):
+        super().__init__(pipeline=[self.draw])
+
+    @staticmethod
+    def draw(data):
+        return random.random(), np.random.rand(), torch.rand(()).item(), data['sample_idx']
 
 
 def test_a_sample_depends_on_seed_epoch_and_index_alone():
-    pipeline = SeededPipeline(draw, seed=1, salt=0)
-    first = pipeline({'sample_idx': 5})
-    pipeline({'sample_idx': 6})
-    assert pipeline({'sample_idx': 5}) == first
+    samples = SeededSamples(Draws(), seed=1, salt=0)
+    first = samples(5)
+    samples(6)
+    assert samples(5) == samples(-2) == first
     others = [
-        pipeline({'sample_idx': 6}),
-        SeededPipeline(draw, seed=2, salt=0)({'sample_idx': 5}),
-        SeededPipeline(draw, seed=1, salt=1)({'sample_idx': 5}),
+        samples(6),
+        SeededSamples(Draws(), seed=2, salt=0)(5),
+        SeededSamples(Draws(), seed=1, salt=1)(5),
     ]
-    pipeline.epoch.fill_(1)
-    others.append(pipeline({'sample_idx': 5}))
+    samples.epoch.fill_(1)
+    others.append(samples(5))
     for generator in range(3):
         values = [first[generator], *(other[generator] for other in others)]
         assert len(set(values)) == 5
 
 
 def test_the_process_keeps_its_own_randomness():
-    pipeline = SeededPipeline(draw, seed=1, salt=0)
+    samples = SeededSamples(Draws(), seed=1, salt=0)
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(3)
     expected = random.random(), np.random.rand(), torch.rand(()).item()
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(3)
-    pipeline({'sample_idx': 0})
+    samples(0)
     assert (random.random(), np.random.rand(), torch.rand(()).item()) == expected
 
 
@@ -55,10 +65,10 @@ def images(workers, persistent, epochs):
         },
         seed=0,
     )
-    pipeline = loader.dataset.pipeline = SeededPipeline(loader.dataset.pipeline, seed=0, salt=0)
+    samples = loader.dataset.prepare_data = SeededSamples(loader.dataset, seed=0, salt=0)
     out = []
     for epoch in epochs:
-        pipeline.epoch.fill_(epoch)
+        samples.epoch.fill_(epoch)
         out.append(torch.cat([batch['inputs'] for batch in loader]))
     return out
 
@@ -96,4 +106,28 @@ def test_each_of_several_data_sets_has_its_own_randomness(tmp_path):
     a, b = runner.train_dataloader.dataset.datasets
     assert not torch.equal(a[0]['inputs'], b[0]['inputs'])
     assert torch.equal(a[0]['inputs'], a[0]['inputs'])
-    assert a.pipeline.epoch == b.pipeline.epoch == 1  # of two, from 0
+    assert a.prepare_data.epoch == b.prepare_data.epoch == 1  # of two, from 0
+
+
+def test_a_pipeline_that_is_replaced_is_seeded_too(tmp_path):
+    """mmpretrain's SwitchRecipeHook gives the data set a new one after two of four epochs."""
+    config = Config.fromfile(TINY)
+    config.train_cfg.max_epochs = 4
+    config.param_scheduler = config.val_cfg = config.val_dataloader = config.val_evaluator = None
+    pipeline = [dict(type='RandomErasing', erase_prob=1.0, mode='rand'), dict(type='PackInputs')]
+    config.train_dataloader.collate_fn = dict(type='default_collate')
+    config.default_hooks.checkpoint = dict(type='CheckpointHook', interval=1)
+    recipe = dict(action_epoch=3, train_pipeline=pipeline)
+    config.custom_hooks.append(dict(type='SwitchRecipeHook', schedule=[recipe]))
+    config.custom_hooks.append(dict(type='OrderHook', file=''))
+    lines = []
+    for part in ('whole', 'resumed'):
+        config.work_dir = str(tmp_path / part)
+        config.custom_hooks[-1]['file'] = str(tmp_path / f'{part}.txt')
+        Runner.from_cfg(config).train()
+        lines.append((tmp_path / f'{part}.txt').read_text().splitlines())
+        config.resume, config.load_from = True, str(tmp_path / 'whole/epoch_2.pth')
+        config.train_dataloader.update(num_workers=2, persistent_workers=True)
+    whole, resumed = lines
+    assert len(whole) == 20
+    assert resumed == whole[10:]

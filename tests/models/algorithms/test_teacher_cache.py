@@ -211,6 +211,19 @@ def test_an_assistant_that_starts_with_the_teacher_needs_it(tmp_path):
         ({'model.teacher_cache.max_gb': 1e-6, 'model.teacher_cache.path': 'x'}, {}, 'raise that'),
         ({'custom_hooks': []}, {}, 'needs dict.*EpochSeedHook'),
         (
+            {
+                'custom_hooks': [
+                    dict(type='mmkd_tas.EpochSeedHook'),
+                    dict(
+                        type='SwitchRecipeHook',
+                        schedule=[dict(action_epoch=2, batch_augments=dict(augments=[]))],
+                    ),
+                ]
+            },
+            {},
+            'SwitchRecipeHook .* changes them during the training',
+        ),
+        (
             {'model.architecture.train_cfg.augments': dict(type='CutMix', alpha=1.0)},
             {},
             'mixup and',
