@@ -40,5 +40,8 @@ setup(
         'ordered-set',
         'pydacefit',
     ],
-    extras_require={'test': ['pytest>=8', 'pytest-xdist>=3', 'ruff>=0.6']},
+    extras_require={
+        'hf': ['transformers>=4.40'],
+        'test': ['pytest>=8', 'pytest-xdist>=3', 'ruff>=0.6', 'transformers>=4.40'],
+    },
 )

@@ -74,7 +74,7 @@ def load_weights(model: nn.Module, path: str | Path, what: str) -> dict:
     Args:
         model: Receives the weights.
         path: See :func:`read_checkpoint`; or the work dir of a run, whose newest
-            checkpoint is meant.
+            checkpoint is meant, or a folder with Hugging Face's ``model.safetensors``.
         what: Names the setting in the error, e.g. ``'teacher_ckpt'``.
 
     Returns:
@@ -85,7 +85,8 @@ def load_weights(model: nn.Module, path: str | Path, what: str) -> dict:
             message lists them.
     """
     if Path(path).is_dir():
-        folder, path = path, find_checkpoint(path)
+        folder, published = path, Path(path) / 'model.safetensors'  # Hugging Face's name
+        path = published if published.is_file() else find_checkpoint(path)
         if path is None:
             raise SetupError(f"{what}: there is no whole checkpoint in '{folder}'")
     checkpoint = read_checkpoint(path)

@@ -1,5 +1,6 @@
 """Reading configs and merging options into them, with mistakes told at once."""
 
+import contextlib
 import inspect
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, LogProcessor, Runner, ValLoop
+from mmpretrain.models import HuggingFaceClassifier, TimmClassifier
+from mmpretrain.registry import MODELS
 from torch.utils.data import DataLoader
 
 from .errors import SetupError, suggest
@@ -131,14 +134,37 @@ def compose(dataset: str, pair: str, method: str) -> Config:
 
 
 def set_num_classes(model: dict, count: int | None) -> None:
-    """Tell a classifier's config its number of classes, where it does not say it itself."""
+    """Tell a classifier's config its number of classes, where it does not say it itself.
+
+    The first of the model, its head and its backbone whose class takes the argument
+    gets it.
+    """
     if count is None or 'cfg_path' in model:
         return
-    kind = model.get('type', '')
-    if getattr(kind, '__name__', kind).endswith('TimmClassifier'):
-        model.setdefault('num_classes', count)
-    elif isinstance(model.get('head'), dict):
-        model['head'].setdefault('num_classes', count)
+    for part in (model, model.get('head'), model.get('backbone')):
+        argument = _argument_for_classes(part) if isinstance(part, dict) else None
+        if argument is not None:
+            part.setdefault(argument, count)
+            return
+
+
+def _argument_for_classes(cfg: dict) -> str | None:
+    """Return what a class calls its number of classes, None if it takes none or is not known."""
+    kind = cfg.get('type')
+    if isinstance(kind, str):
+        with contextlib.suppress(ImportError, KeyError, RuntimeError):
+            kind = MODELS.get(kind)
+    if kind in (TimmClassifier, HuggingFaceClassifier):  # which hand on what they are given
+        return 'num_classes' if kind is TimmClassifier else 'num_labels'
+    for owner in kind.__mro__ if inspect.isclass(kind) else [kind]:
+        if not callable(owner):
+            return None
+        parameters = inspect.signature(owner).parameters.values()
+        if any(p.name == 'num_classes' for p in parameters):
+            return 'num_classes'
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            return None
+    return None
 
 
 def _bases(kind: str) -> list[str]:

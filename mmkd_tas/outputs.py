@@ -39,7 +39,7 @@ def vector_of(output: Any, headless: bool = False) -> Tensor:
     Raises:
         SetupError: If there is no such thing in it.
     """
-    names = ('pooler_output', 'last_hidden_state') if headless else ('logits',)
+    names = (*(('pooler_output', 'last_hidden_state') if headless else ()), 'logits')
     get = output.get if isinstance(output, Mapping) else lambda name: getattr(output, name, None)
     found = next((part for name in names if torch.is_tensor(part := get(name))), output)
     if isinstance(found, list | tuple) and found:

@@ -330,3 +330,38 @@ def test_a_config_in_pure_python(tmp_path):
     samples = [DataSample().set_gt_label(i) for i in range(2)]
     losses = model(torch.randn(2, 3, 64, 64), samples, mode='loss')
     assert losses['distill.loss_ofa'].requires_grad
+
+
+class Needless(nn.Module):
+    """A class that takes no number of classes; its parent would."""
+
+    def __init__(self):
+        super().__init__()
+
+
+@pytest.mark.parametrize(
+    ('model', 'expected'),
+    [
+        (dict(head=dict(type='LinearClsHead')), {'head': 7}),
+        (dict(head=dict(type='ArcFaceClsHead', in_channels=8)), {'head': 7}),
+        (dict(head=dict(type='EfficientFormerClsHead')), {'head': 7}),
+        (dict(head=dict(type='LinearClsHead', num_classes=3)), {'head': 3}),
+        (dict(head=dict(type='mmpretrain.ClsHead')), {}),
+        (dict(head=dict(type='MultiLabelClsHead'), backbone=dict(type='VGG')), {'backbone': 7}),
+        (dict(head=None, backbone=dict(type='ResNet')), {}),
+        (dict(type='TimmClassifier', model_name='resnet18'), {'': 7}),
+        (dict(type='mmkd_tas.Classifier', model='timm:resnet18'), {'': 7}),
+        (dict(type='mmkd_tas.Classifier', model='timm:resnet18', num_classes=0), {'': 0}),
+        (dict(type='torchvision.models.resnet.ResNet'), {'': 7}),
+        (dict(type=Needless), {}),
+        (dict(type='no.such.Thing'), {}),
+    ],
+)
+def test_number_of_classes_goes_where_it_is_taken(model, expected):
+    model.setdefault('type', 'ImageClassifier')
+    set_num_classes(model, 7)
+    parts = {'': model, 'head': model.get('head'), 'backbone': model.get('backbone')}
+    found = {
+        key: part['num_classes'] for key, part in parts.items() if part and 'num_classes' in part
+    }
+    assert found == expected

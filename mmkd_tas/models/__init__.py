@@ -1,4 +1,5 @@
 from .algorithms import CrossArchDistill
+from .classifier import Classifier
 from .connectors import (
     ComplementaryFeatureMapper,
     Decoupler,
@@ -23,6 +24,7 @@ from .losses import (
 
 __all__ = [
     'CCLoss',
+    'Classifier',
     'ComplementaryFeatureMapper',
     'CrossArchDistill',
     'DKDLoss',
