@@ -119,6 +119,7 @@ def build(method: str, args: argparse.Namespace) -> nn.Module:
     model = MODELS.build(
         dict(
             type='mmkd_tas.CrossArchDistill',
+            random_teacher=True,
             architecture=student,
             teacher=teacher,
             input_size=args.input,

@@ -66,7 +66,7 @@ def views(name: str, size: int | tuple[int, int] | None) -> dict[str, ModelView]
     with cli.types_checked(config):
         if 'architecture' not in config.model:
             return {name: describe(MODELS.build(config.model), size)}
-        config.model.teacher_ckpt = None
+        config.model.teacher_ckpt, config.model.random_teacher = None, True
         if size is not None:
             config.model.input_size = size
         model = MODELS.build(config.model)

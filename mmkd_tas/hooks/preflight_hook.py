@@ -1,7 +1,5 @@
 """What is worth knowing before the first step of a training."""
 
-import logging
-
 from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
 from mmengine.runner import Runner, autocast
@@ -31,8 +29,9 @@ class PreflightHook(Hook):
     - The frozen teacher of a :class:`CrossArchDistill` is evaluated on the
       validation data with the run's own metrics. Its result goes to the log, to
       the visualizer's backends (``teacher/accuracy/top1``) and into the
-      checkpoints; a resumed run does not repeat it. A teacher no better than
-      chance, or below ``teacher_floor``, is warned of.
+      checkpoints; a resumed run does not repeat it. One no better than chance ends the
+      run, unless the model says ``random_teacher=True``; one below ``teacher_floor`` is
+      warned of.
 
     Unlike MMRazor's ``SingleTeacherDistillValLoop`` this evaluates the teacher
     once instead of at every validation, and fires no other hook: with mmengine's
@@ -40,12 +39,13 @@ class PreflightHook(Hook):
 
     Args:
         teacher_floor: Lowest top-1 accuracy of the teacher in percent that
-            raises no warning; None asks only that it beats chance.
+            raises no warning.
 
     Raises:
         SetupError: Before training, if the numbers of classes or of batches differ, there
-            is no batch at all, the images are not such as the models take, or the checkpoint
-            to resume from does not fit or had another teacher.
+            is no batch at all, the images are not such as the models take, the teacher is no
+            better than chance, or the checkpoint to resume from does not fit or had another
+            teacher.
     """
 
     def __init__(self, teacher_floor: float | None = None) -> None:
@@ -161,17 +161,20 @@ class PreflightHook(Hook):
             return
         chance = 100 / classes
         images = len(runner.val_loop.dataloader.dataset)
-        # Three standard errors of a guesser's accuracy.
-        noise = 3 * (chance * (100 - chance) / images) ** 0.5
-        if top1 <= chance + noise:
-            problem = f'no better than chance ({chance:.2f} %)'
-        elif self.teacher_floor is not None and top1 < self.teacher_floor:
-            problem = f'below the floor of {self.teacher_floor:.2f} %'
-        else:
-            return
-        runner.logger.log(
-            logging.WARNING,
-            f'The teacher has {top1:.2f} % top-1 on the validation data, {problem}: check '
-            'model.teacher_ckpt, model.teacher_input (normalisation, size) and the order of the '
-            'classes',
+        # Three standard errors of a guesser's accuracy, but of few images no more than half of
+        # it: there, a good teacher must pass.
+        noise = min(3 * (chance * (100 - chance) / images) ** 0.5, chance / 2)
+        found = f'the teacher has {top1:.2f} % top-1 on the validation data'
+        check = (
+            'check model.teacher_ckpt, model.teacher_input (normalisation, size) and the order of '
+            'the classes'
         )
+        if top1 <= chance + noise and not getattr(unwrapped(runner.model), 'random_teacher', False):
+            raise SetupError(
+                f'{found}, no better than chance ({chance:.2f} %): {check}, or set '
+                'model.random_teacher=True if that is meant'
+            )
+        if self.teacher_floor is not None and top1 < self.teacher_floor:
+            runner.logger.warning(
+                f'{found}, below the floor of {self.teacher_floor:.2f} %: {check}'
+            )

@@ -44,6 +44,7 @@ default_hooks = dict(logger=dict(interval=1))
 logits = dict(type='mmrazor.ModuleOutputs', source='head.fc')
 model = dict(
     type='mmkd_tas.CrossArchDistill',
+    random_teacher=True,
     architecture=dict(
         type='ImageClassifier',
         backbone=dict(

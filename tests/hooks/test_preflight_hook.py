@@ -92,10 +92,10 @@ def test_a_resumed_run_does_not_evaluate_the_teacher_again(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ('floor', 'top1', 'warning'),
     [
-        (None, 11.0, 'no better than chance'),
         (None, 50.0, None),
         (60.0, 50.0, 'below the floor of 60.00 %'),
         (40.0, 50.0, None),
+        (20.0, 11.0, 'below the floor of 20.00 %'),  # random, and meant to be
     ],
 )
 def test_weak_teachers_are_warned_of(tmp_path, floor, top1, warning):
@@ -109,10 +109,25 @@ def test_weak_teachers_are_warned_of(tmp_path, floor, top1, warning):
     assert warning is None or warning in messages[0]
 
 
-def test_a_random_teacher_is_noticed_in_a_run(tmp_path):
-    with captured_log() as messages:
-        runner(tmp_path).train()
-    assert any('no better than chance (10.00 %)' in message for message in messages)
+def test_a_teacher_no_better_than_chance_ends_the_run(tmp_path, tiny_teacher):
+    """As of a checkpoint of random weights, or of classes in another order."""
+    changes = {'model.random_teacher': False, 'model.teacher_ckpt': str(tiny_teacher)}
+    with pytest.raises(SetupError, match=r'no better than chance \(10.00 %\): check model.teach'):
+        runner(tmp_path, **changes).train()
+    assert not list(tmp_path.glob('*.pth'))
+    runner(tmp_path, **{**changes, 'model.random_teacher': True}).train()
+    assert (tmp_path / 'epoch_1.pth').is_file()
+
+
+@pytest.mark.parametrize(('images', 'classes', 'top1'), [(5, 2, 80.0), (10, 5, 50.0), (4, 3, 75.0)])
+def test_few_images_do_not_condemn_a_good_teacher(tmp_path, images, classes, top1):
+    run = runner(tmp_path, **{'val_dataloader.dataset.indices': images})
+    run._val_loop = run.build_val_loop(run._val_loop)
+    run.model.random_teacher = False
+    hook = hook_of(run, 'PreflightHook')
+    hook._judge_teacher(run, {'accuracy/top1': top1}, classes)
+    with pytest.raises(SetupError, match='no better than chance'):
+        hook._judge_teacher(run, {'accuracy/top1': 100 / classes}, classes)
 
 
 @pytest.mark.parametrize('loader', ['train_dataloader', 'val_dataloader'])

@@ -30,6 +30,7 @@ def distillation(method, student, teacher, options=None, channels=(3, 3), **keys
             architecture=of_channels(student, channels[0]),
             teacher=of_channels(teacher, channels[1]),
             distiller=distiller.distiller,
+            random_teacher=True,
             **{
                 'input_size': ZOO[student].size,
                 'teacher_input': dict(size=ZOO[teacher].size),

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -49,7 +48,9 @@ class CrossArchDistill(SingleTeacherDistill):
         distiller: Config of the distiller.
         teacher_ckpt: Checkpoint of the teacher: a file of mmengine, timm, a bare
             state dict, safetensors, an address mmengine can load from, or the work dir
-            of a run, whose newest checkpoint is meant.
+            of a run, whose newest checkpoint is meant. Without, the teacher's config must
+            ask for weights itself (``pretrained=``, ``init_cfg=``).
+        random_teacher: Accept a teacher without weights, or one no better than chance.
         teacher_input: What the teacher's images differ in: ``size`` (pixels, int
             or ``(h, w)``), ``mean`` and ``std`` (of 0..255 pixels, per channel, as
             in mmpretrain's ``data_preprocessor``) and ``interpolation`` (a mode of
@@ -77,8 +78,8 @@ class CrossArchDistill(SingleTeacherDistill):
         student_trainable, init_cfg, module_inplace, teacher_module_inplace: As in MMRazor.
 
     Raises:
-        SetupError: If the checkpoint does not fit, student and teacher have
-            different numbers of classes, or ``teacher_input`` is not understood.
+        SetupError: If the teacher has no weights, its checkpoint does not fit, student and
+            teacher have different numbers of classes, or ``teacher_input`` is not understood.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class CrossArchDistill(SingleTeacherDistill):
         teacher: dict | BaseModel,
         distiller: dict,
         teacher_ckpt: str | None = None,
+        random_teacher: bool = False,
         teacher_input: dict | None = None,
         input_size: int | tuple[int, int] | None = None,
         student_stages: Sequence[str | dict] | None = None,
@@ -112,12 +114,18 @@ class CrossArchDistill(SingleTeacherDistill):
             for model in (architecture, teacher):
                 if isinstance(model, dict):
                     set_num_classes(model, data_preprocessor.get('num_classes'))
-        random_teacher = isinstance(teacher, dict) and not (teacher_ckpt or _pretrained(teacher))
+        self_loading = not isinstance(teacher, dict) or _asks_for_weights(teacher)
         if isinstance(architecture, dict):
             architecture = MODELS.build(architecture)
         with _random_numbers_aside():
             if isinstance(teacher, dict):
                 teacher = MODELS.build(teacher)
+            self_loading = self_loading or _asks_for_weights(_init_cfgs(teacher))
+            if not (teacher_ckpt or self_loading or random_teacher):
+                raise SetupError(
+                    'model.teacher_ckpt: the teacher has no weights; give its checkpoint, or set '
+                    'model.random_teacher=True if you mean to distil from random ones'
+                )
             input_size = describe(architecture, input_size, student_stages).input_size
             teacher_size = (teacher_input or {}).get('size') or input_size
             describe(teacher, teacher_size, teacher_stages)
@@ -131,12 +139,7 @@ class CrossArchDistill(SingleTeacherDistill):
             self._load_teacher(teacher_ckpt)
         # Take the teacher out of the submodules.
         object.__setattr__(self, 'teacher', self._modules.pop('teacher'))
-        if random_teacher:
-            print_log(
-                "The teacher's weights are random: give model.teacher_ckpt",
-                'current',
-                logging.WARNING,
-            )
+        self.random_teacher = random_teacher
         self.teacher.eval()
         self._check_classes()
         own = getattr(self.teacher, 'data_preprocessor', None)
@@ -347,8 +350,14 @@ def _in_float32(data: Any) -> Any:
     return data.float() if isinstance(data, Tensor) and data.is_floating_point() else data
 
 
-def _pretrained(cfg: dict) -> bool:
-    """Return whether a config asks for weights anywhere (pretrained=, init_cfg=)."""
-    if cfg.get('pretrained') or cfg.get('type') == 'Pretrained':
-        return True
-    return any(_pretrained(value) for value in cfg.values() if isinstance(value, dict))
+def _init_cfgs(model: nn.Module) -> list:
+    """Return how the modules of a built model are to be initialised, in mmengine's terms."""
+    return [getattr(module, 'init_cfg', None) for module in model.modules()]
+
+
+def _asks_for_weights(cfg: Any) -> bool:
+    """Return whether a config names weights anywhere: mmengine's, timm's and others' keys."""
+    if isinstance(cfg, dict):
+        names = ('pretrained', 'weights', 'checkpoint', 'checkpoint_path')
+        return any(cfg.get(name) for name in names) or any(map(_asks_for_weights, cfg.values()))
+    return isinstance(cfg, list | tuple) and any(map(_asks_for_weights, cfg))

@@ -3,6 +3,7 @@ import logging
 import math
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from helpers import TINY, captured_log, same
@@ -275,13 +276,27 @@ def test_teacher_checkpoint_must_fit(tiny_teacher, changes, saying):
         build(**{'model.teacher_ckpt': str(tiny_teacher), **changes})
 
 
-def test_a_random_teacher_is_warned_of(tiny_teacher):
-    with captured_log() as messages:
-        build()
-    assert any("teacher's weights are random" in message for message in messages)
-    with captured_log() as messages:
-        build(**{'model.teacher_ckpt': str(tiny_teacher)})
-    assert messages == []
+def test_a_forgotten_checkpoint_is_refused():
+    with pytest.raises(SetupError, match='^model.teacher_ckpt: the teacher has no weights; give'):
+        build(**{'model.random_teacher': False})
+
+
+@pytest.mark.parametrize('where', ['mmengine', 'a list', 'timm'])
+def test_a_teacher_that_loads_weights_itself_needs_no_checkpoint(tmp_path, tiny_teacher, where):
+    backbone = dict(type='Pretrained', checkpoint=str(tiny_teacher), prefix='backbone')
+    changes = {'model.random_teacher': False}
+    if where == 'mmengine':
+        changes['model.teacher.backbone.init_cfg'] = backbone
+    elif where == 'a list':
+        kaiming = dict(type='Kaiming', layer='Conv2d')
+        changes['model.teacher.backbone.init_cfg'] = [kaiming, backbone]
+    else:
+        name, file = 'test_resnet', tmp_path / 'timm.pth'
+        torch.save(timm.create_model(name, num_classes=10).state_dict(), file)
+        teacher = dict(type='TimmClassifier', model_name=name, num_classes=10)
+        changes['model.teacher'] = dict(_delete_=True, **teacher, checkpoint_path=str(file))
+        changes['model.distiller.teacher_recorders.logits.source'] = 'model.fc'
+    build(**changes)
 
 
 def test_parameters_are_reported():
@@ -351,6 +366,7 @@ def test_a_student_begins_as_it_would_alone(student, method):
     for chosen in ('student', method):
         torch.manual_seed(3)
         cfg = compose('digits', f'resnet18-w16_{student}', chosen)
+        cfg.model.update({} if chosen == 'student' else {'random_teacher': True})
         model = MODELS.build({**cfg.model, 'data_preprocessor': cfg.data_preprocessor})
         found.append(torch.rand(3))
         model.init_weights()

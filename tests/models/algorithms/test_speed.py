@@ -169,6 +169,7 @@ def test_gradient_checkpointing(method, student, teacher):
         model = MODELS.build(
             dict(
                 type='mmkd_tas.CrossArchDistill',
+                random_teacher=True,
                 architecture=architecture,
                 teacher={**copy.deepcopy(ZOO[teacher].cfg)},
                 distiller=distiller,

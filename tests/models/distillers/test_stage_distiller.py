@@ -80,6 +80,7 @@ def build(student='vit', teacher='resnet_cifar', **changes):
     return MODELS.build(
         dict(
             type='mmkd_tas.CrossArchDistill',
+            random_teacher=True,
             architecture=copy.deepcopy(ZOO[student].cfg),
             teacher=copy.deepcopy(ZOO[teacher].cfg),
             input_size=32,
@@ -202,6 +203,7 @@ def test_a_users_own_model_by_config_alone():
     model = MODELS.build(
         dict(
             type='mmkd_tas.CrossArchDistill',
+            random_teacher=True,
             architecture=dict(type='OwnClassifier', num_classes=CLASSES),
             student_stages=stages,
             teacher=copy.deepcopy(ZOO['resnet_cifar'].cfg),
@@ -223,6 +225,7 @@ def test_stage_recorders_in_mmrazors_way(kind):
     model = MODELS.build(
         dict(
             type='mmkd_tas.CrossArchDistill',
+            random_teacher=True,
             architecture=copy.deepcopy(ZOO['vit'].cfg),
             teacher=copy.deepcopy(ZOO['resnet_cifar'].cfg),
             distiller=dict(
@@ -273,6 +276,7 @@ def test_stock_configs_run_unchanged(name, kind):
     if kind:
         config.model._scope_ = 'mmrazor'
         config.model.type = 'mmkd_tas.CrossArchDistill'
+        config.model.random_teacher = True
         config.model.distiller.type = kind
     model = MODELS.build(config.model)
     images, samples = data(32, 1000)
