@@ -23,4 +23,5 @@ class LogitAccuracy(nn.Module):
             preds: Logits, ``(N, C)``.
             labels: Class indices ``(N,)``, or shares ``(N, C)`` of which the largest counts.
         """
-        return Accuracy.calculate(preds, class_indices(labels), topk=(1,))[0][0]
+        # without a threshold: by default a right prediction below 0 does not count
+        return Accuracy.calculate(preds, class_indices(labels), topk=(1,), thrs=(None,))[0][0]
