@@ -149,17 +149,20 @@ def rsd_loss(preds_S: Tensor, preds_T: Tensor, kappa: float = 0.01) -> Tensor:
     r"""Return the loss of redundancy suppression, a scalar.
 
     .. math:: \sum_i (P_{ii} - 1)^2 + \kappa \sum_{i \ne j} P_{ij}^2, \quad
-        P = \hat z_t^\top \hat z_s / N
+        P = \hat z_t^\top \hat z_s / N, \quad \hat z = \frac{z - \mu}{\sigma + 10^{-5}}
 
-    with each dimension at mean 0 and deviation 1 over the batch. Source: "Cross-Architecture
-    Distillation Made Simple with Redundancy Suppression", ICCV 2025.
+    with the mean and the deviation of each dimension over the batch, that of a population
+    (divided by N). A dimension that is the same for all images has no gradient. Source:
+    "Cross-Architecture Distillation Made Simple with Redundancy Suppression", ICCV 2025, and,
+    for the :math:`10^{-5}`, its code.
 
     Args:
         preds_S, preds_T: Features or logits, ``(N, D)``.
         kappa: Weight of the correlations between different dimensions.
     """
+    # the gradient of torch.std is 0 where it is 0, and not that of a square root
     student, teacher = (
-        (z - z.mean(0)) / (z.var(0, correction=0) + 1e-10).sqrt() for z in (preds_S, preds_T)
+        (z - z.mean(0)) / (z.std(0, correction=0) + 1e-5) for z in (preds_S, preds_T)
     )
     correlation = teacher.t() @ student / len(student)
     squares = (correlation - torch.eye(len(correlation), device=correlation.device)) ** 2

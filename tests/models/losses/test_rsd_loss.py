@@ -23,7 +23,7 @@ def reference(student, teacher, kappa):
         for column in zip(*rows, strict=True):
             mean = sum(column) / len(column)
             deviation = math.sqrt(sum((v - mean) ** 2 for v in column) / len(column))
-            columns.append([(v - mean) / deviation for v in column])
+            columns.append([(v - mean) / (deviation + 1e-5) for v in column])
         return columns
 
     ours, theirs = standardised(student.tolist()), standardised(teacher.tolist())
@@ -38,16 +38,19 @@ def reference(student, teacher, kappa):
 @pytest.mark.parametrize('kappa', [0.0, 0.01, 1.0])
 def test_against_the_formula(kappa):
     student, teacher = features(N, D), features(N, D, seed=1)
-    loss = RSDLoss(kappa=kappa, loss_weight=0.3)(student, teacher)
-    assert loss.item() == pytest.approx(0.3 * reference(student, teacher, kappa))
+    for scale in (1.0, 1e-4):  # at which the deviations are not far above 1e-5
+        loss = RSDLoss(kappa=kappa, loss_weight=0.3)(scale * student, teacher)
+        expected = 0.3 * reference(scale * student, teacher, kappa)
+        assert loss.item() == pytest.approx(expected, rel=1e-9)
 
 
 def test_closed_forms():
     # Uncorrelated dimensions: nothing is lost.
     signs = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]]).double()
-    assert RSDLoss()(5 * signs + 7, signs).item() == pytest.approx(0, abs=1e-9)
+    assert RSDLoss()(5 * signs + 7, signs).item() == pytest.approx(0, abs=1e-8)
     # Exchanged: both diagonals 0, both others 1.
-    assert RSDLoss(kappa=0.1)(signs.flip(1), signs).item() == pytest.approx(2 + 0.2)
+    exchanged = RSDLoss(kappa=0.1)(signs.flip(1), signs)
+    assert exchanged.item() == pytest.approx(2 + 0.2, rel=1e-4)
     # A constant student correlates with nothing.
     assert RSDLoss()(torch.ones(4, 2).double(), signs).item() == pytest.approx(2)
 
@@ -63,6 +66,23 @@ def test_the_target_is_detached_unless_asked():
         RSDLoss(detach_target=detach)(student, teacher).backward()
         assert student.grad.any()
         assert (teacher.grad is not None) == has_gradient
+
+
+@pytest.mark.parametrize('value', [0.0, 0.1, 1000.0])
+def test_a_dimension_without_variance_has_no_gradient(value):
+    student, teacher = features(N, D), features(N, D, seed=1)
+    student[:, 0] = teacher[:, 1] = value
+    student.requires_grad_()
+    teacher.requires_grad_()
+    RSDLoss(detach_target=False)(student, teacher).backward()
+    for rows, dead in ((student, 0), (teacher, 1)):
+        assert rows.grad.isfinite().all()
+        others = [d for d in range(D) if d != dead]
+        assert rows.grad[:, others].any()
+    # a batch of one image
+    student = features(1, D).requires_grad_()
+    RSDLoss()(student, features(1, D, seed=1)).backward()
+    assert not student.grad.any()
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32])
