@@ -33,8 +33,10 @@ class PairProjector(StageConnector):
 
     Args:
         student, teacher, stages: See :class:`StageConnector`.
-        width: Project both linearly to this many channels. By default only the first
-            is projected, to the width of the second, and only if they differ.
+        width: Project both linearly to this many channels. The projection of the second
+            learns if the distiller has a loss that takes it with ``detach_target=False``;
+            else it is random, and frozen, as no gradient would come to it. By default
+            only the first is projected, to the width of the second, and only if they differ.
         pool: Average over ``pool x pool`` regions instead of all positions; for inputs
             with positions, such as ``'student.stage4'`` and ``'assistant.feature'``.
         init_cfg: mmengine's.
@@ -69,11 +71,16 @@ class PairProjector(StageConnector):
         channels_s, channels_t = (stage.channels for stage in self.stages)
         if width:
             projections = nn.Linear(channels_s, width), nn.Linear(channels_t, width)
+            projections[1].requires_grad_(False)  # see learn_target
         elif channels_s != channels_t:
             projections = nn.Linear(channels_s, channels_t), nn.Identity()
         else:
             projections = nn.Identity(), nn.Identity()
         self.projections = nn.ModuleList(projections)
+
+    def learn_target(self) -> None:
+        """Let the projection of the second feature learn."""
+        self.projections[1].requires_grad_(True)
 
     def forward_train(self, feature_s: Tensor, feature_t: Tensor) -> Pair:
         """Return the two features at one width.

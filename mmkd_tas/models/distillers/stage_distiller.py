@@ -14,7 +14,9 @@ from ...errors import SetupError, suggest
 from ...registry import MODELS
 from ...stages import SOURCES, Stage, StageOutputsRecorder, view_of
 from ..connectors.base import StageConnector
+from ..connectors.pair_projector import PairProjector
 from ..losses import LogitAccuracy
+from ..losses.base import DistillLoss
 from .loss_schedule import LossSchedule
 
 _SIDES = ('student', 'teacher')
@@ -190,8 +192,19 @@ class StageDistiller(ConfigurableDistiller):
                 key = f'distiller.loss_forward_mappings.{loss}.{argument}'
                 if isinstance(reference, str):
                     self._check_reference(reference, key)
+                    self._let_target_learn(self.distill_losses[loss], argument, reference)
                 else:
                     self._check_stock_reference(reference, key)
+
+    def _let_target_learn(self, loss: nn.Module, argument: str, reference: str) -> None:
+        owner, _, field = reference.partition('.')
+        connector = dict(self.connectors.items()).get(owner)
+        is_target = isinstance(connector, PairProjector) and field == 'target'
+        learns = isinstance(loss, DistillLoss) and not (
+            argument == 'preds_T' and loss.detach_target
+        )
+        if is_target and learns:
+            connector.learn_target()
 
     def _check_reference(self, reference: str, key: str) -> None:
         owner, _, name = reference.partition('.')

@@ -267,6 +267,22 @@ def test_pairs_of_pooled_features():
     assert torch.equal(same(theirs, theirs).learner, theirs)
 
 
+@pytest.mark.parametrize('detach', [True, False])
+def test_the_targets_projection_learns_where_the_loss_lets_it(detach):
+    """DDP waits for the gradient of every parameter that could have one."""
+    options = {f'connectors.{n}.width': 8 for n in ('teacher_student', 'teacher_assistant')}
+    options |= {f'distill_losses.loss_{n}_features.detach_target': detach for n in ('ts', 'ta')}
+    model = distillation('tas', 'resnet', 'vit', options).train()
+    step(model, *batch(model))
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    assert all(p.grad is not None for p in parameters)
+    for name in ('teacher_student', 'teacher_assistant'):
+        learner, target = model.distiller.connectors[name].projections
+        assert learner.weight.grad.any()
+        assert target.weight.requires_grad is not detach
+        assert detach or target.weight.grad.any()
+
+
 def test_pairs_of_maps():
     student, teacher = view_of('resnet'), view_of('vit')
     stages = student.stage(3), teacher.stage(3)
