@@ -7,8 +7,9 @@ broken. ``import mmkd_tas`` applies them all once; :func:`applied` lists those
 that were needed.
 
 The mends replace names inside mmengine and mmpretrain, and add modules for
-MMRazor. PyTorch itself is touched in one place only: before version 2.6
-``torch.load`` gets the safe default of the later versions.
+MMRazor. PyTorch itself is touched in two places only, both of them defaults: before
+version 2.6 ``torch.load`` gets the safe one of the later versions, and activation
+checkpointing the one that PyTorch recommends (``use_reentrant=False``).
 """
 
 import _compat_pickle
@@ -20,6 +21,7 @@ import functools
 import importlib
 import importlib.abc
 import importlib.util
+import inspect
 import logging
 import os
 import pickle
@@ -38,6 +40,7 @@ import cv2
 import mmcv
 import numpy as np
 import torch
+import torch.utils.checkpoint as activations
 from mmengine.device import get_device
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.optim.scheduler import OneCycleParamScheduler
@@ -613,6 +616,29 @@ def whole_sync_bn() -> bool:
 
     _replace(convert_sync_batchnorm, convert)
     return True
+
+
+@mend
+def checkpointing_by_hooks() -> bool:
+    """mmpretrain: with_cp=True trains in several processes, also stages that run twice a step."""
+    # mmpretrain, mmcv and mmengine do not choose between PyTorch's two kinds, and the one they
+    # get runs a backward pass of its own: DDP then meets a shared weight more than once.
+    needed = False
+    for function in (activations.checkpoint, activations.checkpoint_sequential):
+        parameters = inspect.signature(function).parameters
+        if parameters['use_reentrant'].default is False:
+            continue
+        needed = True
+        # In place, for those who have imported the function by its name.
+        function = inspect.unwrap(function)
+        if parameters['use_reentrant'].kind is inspect.Parameter.KEYWORD_ONLY:
+            function.__kwdefaults__['use_reentrant'] = False
+        else:
+            named = [p.name for p in parameters.values() if p.default is not p.empty]
+            at = named.index('use_reentrant')
+            defaults = function.__defaults__
+            function.__defaults__ = (*defaults[:at], False, *defaults[at + 1 :])
+    return needed
 
 
 # --- Machines without a GPU ----------------------------------------------------

@@ -498,6 +498,38 @@ def test_scalars_are_flat():
     assert decay == {'weight': 0.8, 'bias': 0.0, 'scale': 0.2, 'shift': 0.4}
 
 
+# --- activation checkpointing ----------------------------------------------------
+
+
+def test_activation_checkpointing_leaves_the_backward_pass_whole():
+    """For those who do not choose a kind, however they have imported the functions."""
+    printed = in_new_process(
+        """
+        from torch.utils.checkpoint import checkpoint, checkpoint_sequential
+        from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
+        import torch
+        import mmkd_tas
+        layers = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+        wrapped = torch.nn.Sequential(torch.nn.Linear(2, 2))
+        turn_on_activation_checkpointing(wrapped, '0')
+        x = torch.ones(1, 2, requires_grad=True)
+        for use in (
+            lambda: checkpoint(layers, x),
+            lambda: checkpoint_sequential(layers, 2, x),
+            lambda: wrapped(x),
+            lambda: checkpoint(layers, x, use_reentrant=True),
+        ):
+            try:
+                # the other kind refuses it
+                torch.autograd.grad(use().sum(), x)
+                print('whole', end=' ')
+            except RuntimeError:
+                print('nested', end=' ')
+        """
+    )
+    assert printed == 'whole whole whole nested'
+
+
 # --- no GPU ---------------------------------------------------------------------
 
 

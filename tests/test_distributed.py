@@ -156,6 +156,25 @@ def test_two_processes_equal_one_with_the_whole_batch(tmp_path, method):
     assert_same_training(run_processes(train, config, 4), train(None, config, 8))
 
 
+RECOMPUTED = dict(
+    type='ImageClassifier',
+    backbone=dict(type='ResNet_CIFAR', depth=18, base_channels=4, stem_channels=4, with_cp=True),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(type='LinearClsHead', in_channels=32, num_classes=10),
+)
+
+
+def test_stages_that_run_twice_and_are_recomputed(tmp_path):
+    """The student's last stages are the assistant's, too, and neither keeps activations."""
+    config = setup(tmp_path, 'tas')
+    config.model.architecture = copy.deepcopy(RECOMPUTED)
+    config.model.distiller.connectors.assistant.first = 'teacher'
+    config.train_dataloader.dataset.update(indices=16, num_train=100)
+    processes = run_processes(train, config, 4)
+    config.model.architecture.backbone.with_cp = False
+    assert_same_training(processes, train(None, config, 8))
+
+
 def test_dist_relates_the_images_of_each_process(tmp_path):
     config = setup(tmp_path, 'dist')
     (_, one, _, _), (_, two, _, _) = train(None, config, 8), run_processes(train, config, 4)[0]
