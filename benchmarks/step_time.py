@@ -30,6 +30,7 @@ from mmkd_tas.models.utils import count_parameters
 
 METHODS = Path(__file__).parents[1] / 'configs/_base_/methods'
 CLASSES = 100
+IMAGES = 50_000  # that CRD remembers
 
 
 class LoopMapper(StageConnector):
@@ -111,6 +112,8 @@ def build(method: str, args: argparse.Namespace) -> nn.Module:
     if method == 'hcd-loop':
         distiller.connectors.mapper.type = 'LoopMapper'
         distiller.distill_losses.loss_hcd.type = 'LoopHCDLoss'
+    if method == 'crd':
+        distiller.distill_losses.loss_crd.num_images = IMAGES
     student, teacher = (
         dict(type='TimmClassifier', model_name=name, num_classes=CLASSES)
         for name in (args.student, args.teacher)
@@ -149,7 +152,8 @@ def variants(args: argparse.Namespace) -> dict[str, tuple[nn.Module, Callable[[]
     labels = torch.arange(args.batch) % CLASSES
     samples = [DataSample().set_gt_label(label).to(args.device) for label in labels]
     for slot, sample in enumerate(samples):
-        sample.set_field(slot, 'cache_slot', field_type='metainfo')
+        for name in ('cache_slot', 'sample_idx'):
+            sample.set_field(slot, name, field_type='metainfo')
 
     def total(losses: dict[str, Tensor]) -> Tensor:
         return sum(value for name, value in losses.items() if 'loss' in name)

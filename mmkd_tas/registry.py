@@ -21,4 +21,6 @@ MODELS = Registry(
     parent=MMENGINE_MODELS,
     locations=['mmkd_tas.models'],
 )
-TASK_UTILS = Registry('task util', parent=MMENGINE_TASK_UTILS, locations=['mmkd_tas.stages'])
+TASK_UTILS = Registry(
+    'task util', parent=MMENGINE_TASK_UTILS, locations=['mmkd_tas.stages', 'mmkd_tas.models']
+)

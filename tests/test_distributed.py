@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(
 )
 SLOW = pytest.mark.slow
 # The parts of the mixtures are methods of their own.
-METHODS = ['dkd', 'dist', 'tas', 'ofa-rsd', 'tas-hcd']
+METHODS = ['dkd', 'dist', 'tas', 'ofa-rsd', 'tas-hcd', 'crd']
 METHODS += [pytest.param(m, marks=SLOW) for m in ('kd', 'ofa', 'hcd', 'rsd', 'tas-rsd', 'fitnet')]
 MIXER = dict(
     type='ImageClassifier',

@@ -9,12 +9,13 @@ import torch
 from mmengine.dataset import BaseDataset, ConcatDataset
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from mmpretrain.engine.hooks import SwitchRecipeHook
 from torch.utils.data import get_worker_info
 
 from ..errors import SetupError
 from ..models.algorithms.teacher_cache import data_fingerprint
+from ..models.losses.crd_loss import remember_images
 from ..models.utils import unwrapped
 from ..registry import HOOKS
 
@@ -86,12 +87,13 @@ class EpochSeedHook(Hook):
     concatenated; for others it says so in the log.
 
     Where the model has a :class:`TeacherCache`, it opens it, and the augmentations repeat
-    as often as the cache says, alike in all runs.
+    as often as the cache says, alike in all runs. A :class:`CRDLoss` is told how many images
+    there are.
 
     Raises:
         SetupError: Before training, if the model has a teacher cache and the loop or
             the data set is none of those, or mmpretrain's ``SwitchRecipeHook`` changes the
-            images.
+            images; or if it has a CRDLoss, and not one data set of mmpretrain.
     """
 
     priority = 'VERY_HIGH'
@@ -99,6 +101,11 @@ class EpochSeedHook(Hook):
     def __init__(self) -> None:
         self.samples: list[SeededSamples] = []
         self.cycle: int | None = None
+
+    def before_run(self, runner: Runner) -> None:
+        """Tell losses that remember images how many there are, before weights are loaded."""
+        if isinstance(runner._train_loop, BaseLoop):
+            remember_images(unwrapped(runner.model), runner.train_dataloader.dataset)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep the seed of the sampler: it need not be that of the run."""

@@ -12,6 +12,7 @@ from .connectors import (
 from .distillers import StageDistiller
 from .losses import (
     CCLoss,
+    CRDLoss,
     DKDLoss,
     HCDLoss,
     HintLoss,
@@ -24,6 +25,7 @@ from .losses import (
 
 __all__ = [
     'CCLoss',
+    'CRDLoss',
     'Classifier',
     'ComplementaryFeatureMapper',
     'CrossArchDistill',

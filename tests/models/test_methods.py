@@ -9,7 +9,7 @@ from pairs import FAMILIES, batch, distillation, step, total
 from torch.nn.modules.batchnorm import _BatchNorm
 
 STAGES = ('ofa', 'tas', 'hcd', 'fitnet')
-VECTORS = ('kd', 'dkd', 'rsd', 'rsd-logits', 'cc', 'rkd')  # which know no architecture
+VECTORS = ('kd', 'dkd', 'rsd', 'rsd-logits', 'cc', 'rkd', 'crd')  # which know no architecture
 METHODS = (*STAGES, *VECTORS)
 PAIRS = [
     *itertools.product(STAGES, FAMILIES, FAMILIES),

@@ -1,4 +1,5 @@
 from .accuracy import LogitAccuracy
+from .crd_loss import CRDLoss
 from .dkd_loss import DKDLoss
 from .hcd_loss import HCDLoss
 from .hint_loss import HintLoss
@@ -9,6 +10,7 @@ from .rsd_loss import RSDLoss
 
 __all__ = [
     'CCLoss',
+    'CRDLoss',
     'DKDLoss',
     'HCDLoss',
     'HintLoss',

@@ -5,6 +5,7 @@ under autocast, and float64 stays float64.
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import torch
@@ -261,3 +262,77 @@ def dkd_loss(
     log_s, log_t = F.log_softmax(others_s, dim=1), F.log_softmax(others_t, dim=1)
     among_others = log_t.exp() * (log_t - log_s).masked_fill(true_class, 0)
     return tau**2 * (alpha * kl_divergence(binary_s, binary_t) + beta * among_others.sum(1))
+
+
+@in_full_precision
+def unit_vectors(vectors: Tensor) -> Tensor:
+    """Return vectors (last dimension) at length 1; those of length 0 stay, without a gradient."""
+    return _directions(vectors)
+
+
+@in_full_precision
+def crd_loss(
+    anchors: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    different: Tensor,
+    log_partition: Tensor,
+    images: int,
+    tau: float = 0.07,
+) -> Tensor:
+    r"""Return the contrastive loss of each image on both sides, ``(N,)``, in nats.
+
+    .. math:: -\log h(a_i, p_i) - \frac{K}{|\mathcal{D}_i|} \sum_{j \in \mathcal{D}_i}
+        \log (1 - h(a_i, n_j)), \quad
+        h(a, v) = \frac{e^{a \cdot v / \tau} / Z}{e^{a \cdot v / \tau} / Z + K / M}
+
+    for the K negatives, of which those in D differ from the image, and M images in all; the sum
+    of that for the student's anchors, against what the teacher said of the images, and the other
+    way round. Source: Tian et al., "Contrastive Representation Distillation", ICLR 2020,
+    equations 17 to 19.
+
+    Args:
+        anchors, positives: Of length 1, ``(2, N, D)``: student and teacher, and what they are
+            compared with.
+        negatives: ``(2, K, D)``.
+        different: Whether a negative is one of an image, ``(N, K)``.
+        log_partition: log Z, ``(2,)``; see :func:`crd_log_partition`.
+        images: M.
+        tau: Temperature.
+    """
+    to_positive, to_negatives = _similarities(anchors, positives, negatives, tau)
+    count = negatives.shape[1]
+    # h as a logistic function of the logarithms: nothing overflows.
+    threshold = (log_partition + math.log(count / images))[:, None]
+    own = F.softplus(threshold - to_positive)
+    others = F.softplus(to_negatives - threshold[..., None]) * different
+    weight = count / different.sum(1).clamp(min=1)
+    return (own + weight * others.sum(-1)).sum(0)
+
+
+@in_full_precision
+def crd_log_partition(
+    anchors: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    different: Tensor,
+    images: int,
+    tau: float = 0.07,
+) -> Tensor:
+    r"""Return log Z of both sides, ``(2,)``: M times the mean of :math:`e^{a \cdot v / \tau}`.
+
+    Args:
+        anchors, positives, negatives, different, images, tau: See :func:`crd_loss`.
+    """
+    to_positive, to_negatives = _similarities(anchors, positives, negatives, tau)
+    others = to_negatives.masked_fill(~different, -torch.inf)
+    scores = torch.cat([to_positive[..., None], others], dim=-1)
+    of_each = scores.logsumexp(-1) - (1 + different.sum(1)).log()
+    return of_each.logsumexp(-1) + math.log(images / len(different))
+
+
+def _similarities(
+    anchors: Tensor, positives: Tensor, negatives: Tensor, tau: float
+) -> tuple[Tensor, Tensor]:
+    """Return the similarities to positives ``(2, N)`` and negatives ``(2, N, K)``."""
+    return (anchors * positives).sum(-1) / tau, anchors @ negatives.mT / tau

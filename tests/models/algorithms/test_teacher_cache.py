@@ -15,7 +15,7 @@ from processes import run_processes, run_together
 from mmkd_tas.errors import SetupError
 from mmkd_tas.models.algorithms.teacher_cache import TeacherCache
 
-METHODS = ('kd', 'dkd', 'dist', 'ofa', 'hcd', 'rsd', 'tas', 'cc', 'rkd')
+METHODS = ('kd', 'dkd', 'dist', 'ofa', 'hcd', 'rsd', 'tas', 'cc', 'rkd', 'crd')
 _names = itertools.count()
 
 

@@ -1,0 +1,24 @@
+# CRD (Tian et al., ICLR 2020): an image is told by its feature, among many of the data set
+distiller = dict(
+    type='mmkd_tas.StageDistiller',
+    student_recorders=dict(index=dict(type='mmkd_tas.SampleIndex')),
+    connectors=dict(embeddings=dict(type='mmkd_tas.PairProjector', width=128)),
+    distill_losses=dict(
+        loss_crd=dict(
+            type='mmkd_tas.CRDLoss',
+            width=128,
+            num_negatives=16384,
+            tau=0.07,
+            momentum=0.5,
+            loss_weight=1.0,
+        )
+    ),
+    loss_forward_mappings=dict(
+        loss_crd=dict(
+            preds_S='embeddings.learner',
+            preds_T='embeddings.target',
+            indices='student.index',
+            labels='student.labels',
+        ),
+    ),
+)
