@@ -90,8 +90,8 @@ MODELS.register_module(module=LoopHCDLoss)
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--teacher', default='swin_tiny_patch4_window7_224', help="timm's name")
-    parser.add_argument('--student', default='resnet18', help="timm's name")
+    parser.add_argument('--teacher', default='timm:swin_tiny_patch4_window7_224')
+    parser.add_argument('--student', default='timm:resnet18')
     parser.add_argument(
         '--methods',
         nargs='+',
@@ -115,7 +115,7 @@ def build(method: str, args: argparse.Namespace) -> nn.Module:
     if method == 'crd':
         distiller.distill_losses.loss_crd.num_images = IMAGES
     student, teacher = (
-        dict(type='TimmClassifier', model_name=name, num_classes=CLASSES)
+        dict(type='mmkd_tas.Classifier', model=name, num_classes=CLASSES)
         for name in (args.student, args.teacher)
     )
     student['loss'] = dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original')

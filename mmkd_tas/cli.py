@@ -33,7 +33,10 @@ from .errors import SetupError, suggest
 
 HELP = {
     'dataset': 'a file of configs/_base_/datasets',
-    'pair': 'TEACHER_STUDENT, two files of configs/_base_/models',
+    'pair': 'TEACHER,STUDENT: files of configs/_base_/models (of two files also TEACHER_STUDENT), '
+    'or timm:NAME, torchvision:NAME, hf:NAME or hf:FOLDER',
+    'teacher': 'the one of the pair, in place of --pair',
+    'student': 'the other',
     'method': 'a file of configs/_base_/methods; `teacher` or `student`: one of the two alone',
 }
 
@@ -44,7 +47,7 @@ def add_run_arguments(
     """Add what tells the config, and the options that training and testing share."""
     parser.add_argument('config', nargs='?', help='config file')
     composed = parser.add_argument_group('in place of a config file')
-    for kind in ('dataset', 'pair', 'method'):
+    for kind in HELP:
         composed.add_argument(f'--{kind}', help=HELP[kind])
     parser.add_argument('--work-dir', help=work_dir)
     parser.add_argument('--amp', action='store_true', help='mixed precision')
@@ -65,9 +68,17 @@ def add_run_arguments(
 def load_config(args: argparse.Namespace) -> Config:
     """Return the config that the arguments describe."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    parts = (args.dataset, args.pair, args.method)
+    pair = args.pair
+    if args.teacher or args.student:
+        if pair:
+            raise SetupError('give either --pair, or --teacher and --student')
+        pair = f'{args.teacher or ""},{args.student or ""}'
+    parts = (args.dataset, pair, args.method)
     if (args.config is None) == (None in parts) or (args.config and any(parts)):
-        raise SetupError('give either a config file, or all of --dataset, --pair and --method')
+        raise SetupError(
+            'give either a config file, or all of --dataset, --pair (or --teacher and --student) '
+            'and --method'
+        )
     config = configs.load_config(args.config) if args.config else configs.compose(*parts)
     configs.merge_options(config, args.cfg_options)
     config.launcher = args.launcher

@@ -2,17 +2,21 @@
 
 import contextlib
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
+from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, LogProcessor, Runner, ValLoop
 from mmpretrain.models import HuggingFaceClassifier, TimmClassifier
 from mmpretrain.registry import MODELS
+from torch import nn
 from torch.utils.data import DataLoader
 
 from .errors import SetupError, suggest
+from .origins import close_models, is_named
 
 
 def _arguments(*callables: Any) -> set[str]:
@@ -42,6 +46,7 @@ _SECTIONS = {
 # Parts that a config joins into `model`: a change there comes too late.
 BASES = Path(__file__).parents[1] / 'configs/_base_'
 ALONE = ('teacher', 'student')
+_CLASSIFIER = 'mmkd_tas.Classifier'
 _JOINED = {'student': 'architecture', 'teacher': 'teacher', 'distiller': 'distiller'}
 
 
@@ -78,47 +83,57 @@ def compose(dataset: str, pair: str, method: str) -> Config:
         dataset: A file of ``configs/_base_/datasets``; how a model is trained on it is said
             by ``configs/_base_/recipes/DATASET_FAMILY.py`` (of a teacher, where there is
             one, by ``DATASET_teacher.py``).
-        pair: ``TEACHER_STUDENT``, two files of ``configs/_base_/models/FAMILY``.
+        pair: ``TEACHER,STUDENT``: files of ``configs/_base_/models/FAMILY``, or models of
+            other libraries as :class:`mmkd_tas.models.Classifier` has them
+            (``timm:NAME``); of two files also ``TEACHER_STUDENT``. Models of other
+            libraries are of the family ``token`` if they have layer norms or hardly any
+            convolutions, else ``cnn``.
         method: A file of ``configs/_base_/methods``; ``'teacher'`` or ``'student'`` for
-            the training of one of the two alone.
+            the training of one of the two alone, which is then the only one needed.
 
-    Where a model's config states ``img_size``, it becomes that of the dataset's images.
+    A model that is built for images of one size is built for that of the dataset's.
 
     Raises:
         SetupError: If one of them does not exist, or the dataset has no recipe for the
             family of the model that is trained.
     """
-    models = {file.stem: file for file in sorted((BASES / 'models').glob('*/*.py'))}
-    teacher, _, student = pair.partition('_')
     for option, name, known in (
         ('--dataset', dataset, _bases('datasets')),
-        ('--pair', teacher, models),
-        ('--pair', student, models),
         ('--method', method, [*_bases('methods'), *ALONE]),
     ):
         if name not in known:
-            form = 'TEACHER_STUDENT, each ' if option == '--pair' else ''
-            raise SetupError(
-                f"{option}: there is no '{name}'; give {form}one of {', '.join(known)}"
-            )
-    trained = models[teacher if method == 'teacher' else student]
-    recipe = BASES / f'recipes/{dataset}_{trained.parent.name}.py'
+            raise SetupError(f"{option}: there is no '{name}'; give one of {', '.join(known)}")
+    if ':' in pair and ',' not in pair:
+        raise SetupError(f"--pair: write a comma between teacher and student of '{pair}'")
+    teacher, _, student = pair.partition(',' if ',' in pair else '_')
+    names = {'teacher': teacher, 'student': student}
+    if method in ALONE:
+        names = {method: names[method]}
+    files = {role: _file_of(name, role) for role, name in names.items()}
+    models = {
+        role: f'_base_.{_variable(names[role])}' if file else _named(names[role])
+        for role, file in files.items()
+    }
+    trained = method if method in ALONE else 'student'
+    if files[trained]:
+        family = files[trained].parent.name
+    else:
+        family = _family_of(ROOT_MODELS.build(dict(type=_CLASSIFIER, model=names[trained])))
+    recipe = BASES / f'recipes/{dataset}_{family}.py'
     of_teachers = BASES / f'recipes/{dataset}_teacher.py'
     if method == 'teacher' and of_teachers.is_file():
         recipe = of_teachers
     if not recipe.is_file():
-        raise SetupError(f"--dataset: there is no recipe '{recipe}' to train {trained.stem} with")
-    bases = [recipe]
+        raise SetupError(f"--dataset: there is no recipe '{recipe}' to train {names[trained]} with")
+    bases = [recipe, *dict.fromkeys(file for file in files.values() if file)]
     if method in ALONE:
-        bases.append(trained)
-        name, joined = trained.stem, f'model = _base_.{_variable(trained.stem)}'
+        name, joined = names[method], f'model = {models[method]}'
     else:
-        bases += dict.fromkeys([models[teacher], models[student]])
         bases.append(BASES / f'methods/{method}.py')
-        name = f'{method}_{pair}'
+        name = f'{method}_{teacher}_{student}'
         joined = (
             "model = dict(type='mmkd_tas.CrossArchDistill', "
-            f'architecture=_base_.{_variable(student)}, teacher=_base_.{_variable(teacher)}, '
+            f'architecture={models["student"]}, teacher={models["teacher"]}, '
             'distiller=_base_.distiller, input_size=_base_.input_size)'
         )
     text = f'_base_ = {list(map(str, bases))}\n{joined}'
@@ -130,7 +145,37 @@ def compose(dataset: str, pair: str, method: str) -> Config:
         for module in (part, part.get('backbone', {})):
             if 'img_size' in module:
                 module['img_size'] = config['input_size']
+    name = re.sub(r'[^\w.-]+', '-', name)
     return Config(config, cfg_text=text, filename=f'{name}_{dataset}.py')
+
+
+def _file_of(name: str, role: str) -> Path | None:
+    """Return the base config of a model, None for one of another library."""
+    files = {file.stem: file for file in sorted((BASES / 'models').glob('*/*.py'))}
+    if name in files or is_named(name):
+        return files.get(name)
+    close = close_models(name, files) or f'; there are {", ".join(files)}'
+    raise SetupError(
+        f"--{role}: there is no model '{name}'{close} (give --teacher and --student, or --pair "
+        'TEACHER,STUDENT: files of configs/_base_/models, timm:NAME, torchvision:NAME or hf:NAME)'
+    )
+
+
+def _variable(name: str) -> str:
+    """Return what the file of a model calls it."""
+    return name.replace('-', '_')
+
+
+def _named(name: str) -> str:
+    return f"dict(type='{_CLASSIFIER}', model={name!r}, img_size=None)"
+
+
+def _family_of(model: nn.Module) -> str:
+    """Return whose recipe a model is trained with."""
+    modules = [*model.modules()]
+    convolutions = [m for m in modules if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1]
+    normed = any(isinstance(m, nn.LayerNorm) for m in modules)
+    return 'token' if normed or len(convolutions) < 3 else 'cnn'
 
 
 def set_num_classes(model: dict, count: int | None) -> None:
@@ -169,11 +214,6 @@ def _argument_for_classes(cfg: dict) -> str | None:
 
 def _bases(kind: str) -> list[str]:
     return sorted(file.stem for file in (BASES / kind).glob('*.py'))
-
-
-def _variable(name: str) -> str:
-    """Return what the file of a model calls it."""
-    return name.replace('-', '_')
 
 
 def _check_option(config: Config, option: str) -> None:

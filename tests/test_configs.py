@@ -191,8 +191,14 @@ def test_either_of_the_two_alone():
     ('cell', 'sentence'),
     [
         (('digit', 'resnet18-w16_vit-w64', 'tas'), "--dataset: there is no 'digit'; give one of"),
-        (('digits', 'resnet19_vit-w64', 'tas'), "--pair: there is no 'resnet19'; give TEACHER_ST"),
-        (('digits', 'vit-w64', 'tas'), "--pair: there is no ''; give TEACHER_STUDENT"),
+        (
+            ('digits', 'resnet19_vit-w64', 'tas'),
+            "--teacher: there is no model 'resnet19'; .*'resnet18' or .*'timm:resnet18.*'torchv",
+        ),
+        (('digits', 'vit-w64', 'tas'), "--student: there is no model ''; .* mixer-w64.*TEACHER,ST"),
+        (('digits', ',vit-w64', 'teacher'), "--teacher: there is no model ''"),
+        (('digits', 'timm:vit_tiny_patch16_224_timm:resnet18', 'kd'), '--pair: write a comma'),
+        (('digits', 'timm:resnet19,vit-w64', 'teacher'), "timm has no model 'resnet19'; did you"),
         (
             ('digits', 'resnet18-w16_vit-w64', 'xyz'),
             '--method: .* kd, ofa, .* tas, .*teacher, student',
@@ -202,6 +208,36 @@ def test_either_of_the_two_alone():
 def test_unknown_parts(cell, sentence):
     with pytest.raises(SetupError, match=sentence):
         compose(*cell)
+
+
+@pytest.mark.parametrize(
+    ('pair', 'method', 'optimizer'),
+    [
+        ('timm:vit_tiny_patch16_224,timm:test_resnet', 'kd', 'SGD'),
+        ('resnet18-w16,timm:vit_tiny_patch16_224', 'dkd', 'AdamW'),
+        ('timm:test_resnet,resnet18-w16', 'rsd', 'SGD'),
+        (',timm:resmlp_12_224', 'student', 'AdamW'),
+        ('torchvision:shufflenet_v2_x0_5,', 'teacher', 'SGD'),
+    ],
+)
+def test_models_of_other_libraries(pair, method, optimizer):
+    config = compose('digits200', pair, method)
+    assert config.optim_wrapper.optimizer.type == optimizer
+    if 'teacher' in config.model:
+        config.model.random_teacher = True
+    model = built(config).eval()
+    images = torch.randn(2, 3, config.input_size, config.input_size)
+    for part in (model,) if method in ('student', 'teacher') else (model.student, model.teacher):
+        assert part(images).shape == (2, 10)
+    assert not set(config.filename) & set(':,/')
+
+
+def test_both_separators_give_the_same_run():
+    underscore, comma = (
+        compose('digits', f'resnet18-w16{separator}vit-w64', 'tas') for separator in '_,'
+    )
+    assert underscore.to_dict() == comma.to_dict()
+    assert underscore.filename == comma.filename
 
 
 def test_on_the_command_line(tmp_path, monkeypatch):
@@ -225,12 +261,14 @@ def test_on_the_command_line(tmp_path, monkeypatch):
     assert all(torch.equal(value, again[key]) for key, value in first.items())
     too_short = ['--cfg-options', 'train_cfg.max_epochs=1']
     assert 'shorten the warm-up' in ends_with(TRAIN, *cell, '--method=student', *too_short)
-    for wrong in ([TINY, *cell], cell, []):
+    both = [*cell, '--teacher=vit-w64', '--method=kd']
+    assert 'either --pair, or --teacher' in ends_with(TRAIN, *both)
+    for wrong in ([TINY, *cell], cell, [], [TINY, '--student=vit-w64']):
         assert 'either a config file' in ends_with(TRAIN, *wrong)
     teacher = 'model.teacher_ckpt=work_dirs'
     saying = ends_with(TRAIN, *cell, '--method=kd', *short, teacher)
     assert "there is no whole checkpoint in 'work_dirs'" in saying
-    alone = ['--pair=swin-t_resnet18', '--method=student']
+    alone = ['--student=resnet18', '--method=student']
     saying = ends_with(TRAIN, '--dataset=cifar100', *alone)
     assert "the data set CIFAR100 is not, or not wholly, in 'data/cifar100'" in saying
     assert "'data/imagenet" in ends_with(TRAIN, '--dataset=in1k', *alone)

@@ -2,11 +2,13 @@
 
 python tools/print_stages.py CONFIG
 python tools/print_stages.py resnet18_8xb32_in1k
-python tools/print_stages.py timm:vit_tiny_patch16_224 --input 224
+python tools/print_stages.py timm:vit_tiny_patch16_224 torchvision:resnet18 --input 224
+python tools/print_stages.py hf:FOLDER
 python tools/print_stages.py configs/_base_/models/*/*.py
 """
 
 import argparse
+import fnmatch
 import sys
 from pathlib import Path
 
@@ -18,7 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mmkd_tas import cli, configs
-from mmkd_tas.errors import SetupError, suggest
+from mmkd_tas.errors import SetupError
+from mmkd_tas.origins import close_models, is_named, known_models
 from mmkd_tas.stages import ModelView, describe, view_of
 from mmkd_tas.stages.costs import costs_of
 
@@ -32,7 +35,12 @@ def parse_args() -> argparse.Namespace:
         description='Show the stages of a classifier. Of a distillation config, those of the '
         'student and of the teacher.'
     )
-    parser.add_argument('model', nargs='+', help='config file, mmpretrain model, or timm:NAME')
+    parser.add_argument(
+        'model',
+        nargs='+',
+        help='config file, mmpretrain model, timm:NAME, torchvision:NAME, hf:NAME or hf:FOLDER; '
+        'of names also patterns: timm:resnet*',
+    )
     parser.add_argument('--input', metavar='PIXELS', help='side, or height x width: 224x320')
     parser.add_argument('--all', action='store_true', help='list all modules that return a feature')
     return parser.parse_args()
@@ -48,16 +56,13 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def views(name: str, size: int | tuple[int, int] | None) -> dict[str, ModelView]:
     """Return the views of what a command line argument names."""
-    if name.startswith('timm:'):
-        cfg = dict(type='TimmClassifier', model_name=name.removeprefix('timm:'))
-        try:
-            model = MODELS.build({**cfg, 'img_size': size} if size else cfg)
-        except TypeError:  # it takes images of any size
-            model = MODELS.build(cfg)
-        return {name: describe(model, size)}
+    if is_named(name):
+        cfg = dict(type='mmkd_tas.Classifier', model=name, img_size=size)
+        return {name: describe(MODELS.build(cfg), size)}
     if Path(name).suffix not in ('.py', '.json', '.yml', '.yaml'):
         if name not in list_models():
-            raise SetupError(f"mmpretrain has no model '{name}'{suggest(name, list_models())}")
+            close = close_models(name, list_models())
+            raise SetupError(f"mmpretrain has no model '{name}'{close}")
         return {name: describe(get_model(name, pretrained=False), size)}
     config = configs.load_config(name)
     if 'model' not in config:  # a file of configs/_base_/models, which calls it by its name
@@ -107,15 +112,36 @@ def print_modules(title: str, view: ModelView) -> None:
     console.print(table)
 
 
+def expanded(names: list[str]) -> list[str]:
+    """Replace patterns, as ``timm:resnet*``, by the names that they match."""
+    found = []
+    for name in names:
+        wild = set('*?') & set(name) and not Path(name).exists()
+        matches = fnmatch.filter([*known_models(), *list_models()], name) if wild else [name]
+        if not matches:
+            raise SetupError(f"no model has a name like '{name}'")
+        found += matches
+    return found
+
+
 def main() -> None:
     """Print."""
     args = parse_args()
     MMLogger.get_instance('print_stages', log_level='ERROR')
     init_default_scope('mmpretrain')
     size = parse_size(args.input) if args.input else None
-    for name in args.model:
-        for title, view in views(name, size).items():
-            (print_modules if args.all else print_stages)(title, view)
+    names, failed = expanded(args.model), 0
+    for name in names:
+        try:
+            for title, view in views(name, size).items():
+                (print_modules if args.all else print_stages)(title, view)
+        except SetupError as error:
+            if names == args.model:
+                raise
+            failed += 1
+            console.print(f'{name}: {error}\n', markup=False)
+    if names != args.model:
+        console.print(f'{len(names)} models: {len(names) - failed} with four stages, {failed} not')
 
 
 if __name__ == '__main__':

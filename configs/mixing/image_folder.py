@@ -3,8 +3,8 @@ _base_ = ['../_base_/recipes/in1k_cnn.py', '../_base_/methods/tas.py']
 data_preprocessor = dict(num_classes=5)
 model = dict(
     type='mmkd_tas.CrossArchDistill',
-    architecture=dict(type='TimmClassifier', model_name='resnet18', pretrained=False),
-    teacher=dict(type='TimmClassifier', model_name='swin_tiny_patch4_window7_224'),
+    architecture=dict(type='mmkd_tas.Classifier', model='timm:resnet18'),
+    teacher=dict(type='mmkd_tas.Classifier', model='timm:swin_tiny_patch4_window7_224'),
     teacher_ckpt='checkpoints/swin-t_mine.pth',
     distiller=_base_.distiller,
     input_size=_base_.input_size,

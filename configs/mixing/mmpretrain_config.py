@@ -5,7 +5,7 @@ model = dict(
     type='mmkd_tas.CrossArchDistill',
     architecture=_base_.model,
     input_size=32,
-    teacher=dict(type='TimmClassifier', model_name='vit_small_patch16_224', num_classes=10),
+    teacher=dict(type='mmkd_tas.Classifier', model='timm:vit_small_patch16_224', num_classes=10),
     teacher_ckpt='checkpoints/vit-s_cifar10.pth',
     teacher_input=dict(size=224),
     distiller=_base_.distiller,

@@ -2,8 +2,8 @@
 _base_ = ['../_base_/recipes/cifar100_cnn.py', '../_base_/methods/tas.py']
 model = dict(
     type='mmkd_tas.CrossArchDistill',
-    architecture=dict(type='TimmClassifier', model_name='mobilenetv3_small_100'),
-    teacher=dict(type='TimmClassifier', model_name='convnext_tiny'),
+    architecture=dict(type='mmkd_tas.Classifier', model='timm:mobilenetv3_small_100'),
+    teacher=dict(type='mmkd_tas.Classifier', model='timm:convnext_tiny'),
     teacher_ckpt='checkpoints/convnext-t_cifar100.pth',
     teacher_input=dict(size=224),
     distiller=_base_.distiller,

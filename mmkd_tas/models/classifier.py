@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from ..configs import set_num_classes
 from ..errors import SetupError
+from ..origins import build_named
 from ..outputs import num_classes as count_of
 from ..outputs import vector_of
 from ..registry import MODELS
-from .origins import build_named
 
 # Of auxiliary classifiers; Szegedy et al., "Going deeper with convolutions", CVPR 2015.
 AUXILIARY_WEIGHT = 0.3

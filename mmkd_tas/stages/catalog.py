@@ -82,7 +82,7 @@ class Stack:
 
 def find_stack(model: nn.Module) -> Stack | None:
     """Return the stack of a classifier of mmpretrain or timm, None if it is not known."""
-    if isinstance(model, TimmClassifier):
+    if isinstance(model, TimmClassifier) or hasattr(getattr(model, 'model', None), 'feature_info'):
         return _timm_stack(model.model, 'model.')
     backbone = getattr(model, 'backbone', None)
     if isinstance(backbone, mm.TIMMBackbone):

@@ -88,8 +88,8 @@ def test_an_exported_timm_student_is_plain_timm(tmp_path):
     config = tmp_path / 'timm_student.py'
     config.write_text(
         f"_base_ = '{TINY}'\n"
-        "model = dict(architecture=dict(_delete_=True, type='TimmClassifier', "
-        "model_name='test_resnet', num_classes=10), distiller=dict(student_recorders="
+        "model = dict(architecture=dict(_delete_=True, type='mmkd_tas.Classifier', "
+        "model='timm:test_resnet', num_classes=10), distiller=dict(student_recorders="
         "dict(logits=dict(source='model.fc'))))\n"
         'train_cfg = dict(max_epochs=1)\n'
     )

@@ -3,15 +3,14 @@
 import difflib
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import timm
 import torchvision.models
-from mmpretrain.apis import list_models
 from torch import nn
 
-from ..errors import SetupError
+from .errors import SetupError
 
 
 def build_named(
@@ -37,7 +36,7 @@ def build_named(
         SetupError: If there is no such model, or it cannot be built so.
     """
     origin, _, bare = name.partition(':')
-    if origin not in _ORIGINS or not bare:
+    if not (is_named(name) and bare):
         raise SetupError(
             f"model: '{name}' does not begin with {', '.join(f'{o}:' for o in _ORIGINS)}, as the "
             f'name of a model has to{close_models(bare or name)}'
@@ -50,24 +49,28 @@ def build_named(
         raise
 
 
+def is_named(name: str) -> bool:
+    """Return whether a name has an origin in front."""
+    return name.partition(':')[0] in _ORIGINS
+
+
 def known_models() -> list[str]:
-    """Return the names of the models that can be listed, mmpretrain's without a prefix."""
+    """Return the names of the models that can be listed."""
     return [
         *(f'timm:{name}' for name in timm.list_models()),
         *(f'torchvision:{name}' for name in _of_torchvision()),
-        *list_models(),
     ]
 
 
-def close_models(name: str, known: list[str] | None = None) -> str:
+def close_models(name: str, others: Iterable[str] = ()) -> str:
     """Return ``'; did you mean ...?'`` with the closest names of every origin.
 
     Args:
         name: What is not known.
-        known: The names that were possible; by default :func:`known_models`.
+        others: What was possible beside :func:`known_models`.
     """
     origins: dict[str, dict[str, str]] = {}
-    for full in known_models() if known is None else known:
+    for full in [*others, *known_models()]:
         origin, _, bare = full.rpartition(':')
         origins.setdefault(origin, {})[bare] = full
     bare = name.rpartition(':')[2]
