@@ -450,6 +450,23 @@ def broken_images() -> bool:
     return True
 
 
+# --- Errors of hooks -----------------------------------------------------------
+
+
+@mend
+def tracebacks_of_hooks() -> bool:
+    """mmengine: a TypeError in a hook keeps its traceback."""
+
+    def call_hook(self, fn_name: str, **kwargs) -> None:
+        # mmengine's raises another one in its place, "from None"
+        for hook in self._hooks:
+            if hasattr(hook, fn_name):
+                getattr(hook, fn_name)(self, **kwargs)
+
+    Runner.call_hook = call_hook
+    return True
+
+
 # --- Packages that are gone ----------------------------------------------------
 
 

@@ -120,7 +120,7 @@ def load_models(config: Config, args: argparse.Namespace) -> tuple[CrossArchDist
     if config.get('data_preprocessor'):
         config.model.setdefault('data_preprocessor', config.data_preprocessor)
     student_stages = config.model.get('student_stages')
-    with cli.types_checked(config):
+    with cli.mistakes_named(config):
         model = MODELS.build(config.model)
         set_random_seed(0)
         before = MODELS.build(cli.student_config(config).model)
@@ -138,7 +138,7 @@ def load_data(config: Config, args: argparse.Namespace) -> DataLoader:
     if not config.get('val_dataloader'):
         raise SetupError(f"val_dataloader: '{args.config}' has none; add one")
     config.val_dataloader.sampler = dict(type='DefaultSampler', shuffle=True, seed=0)
-    with cli.types_checked(config):
+    with cli.mistakes_named(config):
         loader = Runner.build_dataloader(config.val_dataloader)
     count = len(loader.dataset)
     if args.image_index not in range(count):

@@ -39,7 +39,7 @@ def main() -> None:
         raise SetupError(f"out: '{args.out}' must end in .pth or .safetensors")
     config = cli.student_config(configs.load_config(args.config))
     init_default_scope(config.get('default_scope', 'mmpretrain'))
-    with cli.types_checked(config):
+    with cli.mistakes_named(config):
         student = MODELS.build(config.model)
     checkpoint = load_weights(student, args.checkpoint, 'checkpoint')
     weights = {key: value.contiguous() for key, value in student.state_dict().items()}

@@ -68,7 +68,7 @@ def views(name: str, size: int | tuple[int, int] | None) -> dict[str, ModelView]
     if 'model' not in config:  # a file of configs/_base_/models, which calls it by its name
         config.model = next(part for part in config.values() if 'type' in part)
         configs.set_num_classes(config.model, 1000)
-    with cli.types_checked(config):
+    with cli.mistakes_named(config):
         if 'architecture' not in config.model:
             return {name: describe(MODELS.build(config.model), size)}
         config.model.teacher_ckpt, config.model.random_teacher = None, True

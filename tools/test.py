@@ -38,7 +38,7 @@ def main() -> None:
         config[key] = None
     config.resume = False
     # mmengine writes a config and a log at once, and other tools read those of a training.
-    with tempfile.TemporaryDirectory() as nowhere, cli.types_checked(config):
+    with tempfile.TemporaryDirectory() as nowhere, cli.mistakes_named(config):
         config.work_dir = str(Path(args.work_dir, 'test')) if args.work_dir else nowhere
         runner = cli.Runner.from_cfg(config)
         load_weights(unwrapped(runner.model), args.checkpoint, 'checkpoint')

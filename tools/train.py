@@ -71,7 +71,7 @@ def main() -> None:
         config.load_from, config.resume = str(start), True
     elif config.get('load_from'):
         read_checkpoint(config.load_from)  # names a file that is unsafe, broken or absent
-    with cli.types_checked(config):
+    with cli.mistakes_named(config):
         runner = cli.Runner.from_cfg(config)
         if start is not None:
             runner.logger.info(f'Resuming from {start}, after epoch {done}')

@@ -1,0 +1,172 @@
+"""Whose mistake an error is, and what is said about it."""
+
+import cv2
+import numpy as np
+import pytest
+from helpers import REPO, TINY, call, ends_with
+from mmengine.logging import MMLogger
+
+TRAIN = REPO / 'tools/train.py'
+OWN = """
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmpretrain.datasets import CustomDataset
+from mmpretrain.registry import DATASETS
+
+
+@HOOKS.register_module(force=True)
+class OwnHook(Hook):
+    def __init__(self, bias=None, where='step'):
+        self.bias, self.where = bias, where
+        if where == 'building':
+            self.fail()
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if self.where == 'step' and batch_idx == 2:
+            self.fail()
+
+    def fail(self):
+        {bug}
+
+
+@HOOKS.register_module(force=True)
+class ModestHook(Hook):
+    pass
+
+
+@DATASETS.register_module(force=True)
+class OwnDataset(CustomDataset):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Write a config with a module of the user's own, and go to its folder."""
+    monkeypatch.chdir(tmp_path)
+    MMLogger._instance_dict.clear()  # one of the same second would be taken for the run's
+
+    def own(changes='', bug='pass', **hook):
+        module = tmp_path / f'own_{abs(hash(bug))}.py'
+        module.write_text(OWN.format(bug=bug))
+        monkeypatch.syspath_prepend(tmp_path)
+        config = tmp_path / 'config.py'
+        config.write_text(
+            f"_base_ = '{TINY}'\n"
+            f"custom_imports = dict(imports=['{module.stem}'])\n"
+            f"custom_hooks = [*_base_.custom_hooks, dict(type='OwnHook', **{hook!r})]\n"
+            f'{changes}\n'
+        )
+        return config
+
+    return own
+
+
+def log(folder):
+    (file,) = folder.glob('work_dirs/config/*/*.log')
+    return file.read_text()
+
+
+@pytest.mark.parametrize('where', ['building', 'step'])
+@pytest.mark.parametrize(
+    ('bug', 'error'),
+    [
+        # with a word that is in the config, too
+        ('torch.nn.Linear(3, 4, bias_=self.bias, where=1)', TypeError),
+        ('torch.nn.Linear(3)', TypeError),
+        ("open('missing.txt')", FileNotFoundError),
+        ("raise KeyError('x is not in the list')", KeyError),
+        ("raise ValueError('end should be larger than begin')", ValueError),
+        ('import no_such_package', ImportError),
+    ],
+)
+def test_a_bug_of_the_user_keeps_its_traceback(own, tmp_path, where, bug, error):
+    with pytest.raises(error) as told:
+        call(TRAIN, own(bug=bug, where=where))
+    assert told.traceback[-1].name == 'fail'
+    text = log(tmp_path)
+    assert 'Traceback (most recent call last)' in text
+    assert bug in text
+
+
+def images(folder):
+    for label in range(10):
+        (folder / f'{label}').mkdir(parents=True)
+        for i in range(4):
+            image = np.full((20, 20, 3), 20 * label + i, dtype=np.uint8)
+            cv2.imwrite(str(folder / f'{label}/{i}.jpg'), image)
+
+
+DATA = """
+train_dataloader = dict(num_workers={workers}, dataset=dict(_delete_=True, type='{kind}',
+    data_root='images', pipeline=[dict(type='LoadImageFromFile', ignore_empty=True),
+    dict(type='Resize', scale=16), dict(type='PackInputs')], {more}))
+"""
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_an_image_that_went_missing_is_told_and_the_traceback_kept(own, tmp_path, workers):
+    images(tmp_path / 'images')
+    config = own(
+        DATA.format(workers=workers, kind='CustomDataset', more=''),
+        bug='import os; os.path.exists(P) and os.remove(P)'.replace('P', "'images/3/1.jpg'"),
+    )
+    told = ends_with(TRAIN, config, '--cfg-options', 'train_dataloader.batch_size=4')
+    assert "images/3/1.jpg': No such file or directory" in told
+    assert 'Traceback (most recent call last)' in log(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'told'),
+    [
+        (
+            'optim_wrapper = dict(optimizer=dict(lrr=1))',
+            "optim_wrapper.optimizer: AdamW takes no argument 'lrr'; did you mean 'lr'?",
+        ),
+        (
+            'model = dict(distiller=dict(distill_loses=dict()))',
+            "model.distiller: ConfigurableDistiller takes no argument 'distill_loses'; did you "
+            "mean 'distill_losses'",
+        ),
+        (
+            "model = dict(distiller=dict(type='mmkd_tas.StageDistiller', distill_loses=dict()))",
+            "model.distiller: StageDistiller takes no argument 'distill_loses'; did you "
+            "mean 'distill_losses'",
+        ),
+        (
+            "model = dict(teacher_cache=dict(pathh='x'))",
+            "model.teacher_cache: TeacherCache takes no argument 'pathh'; did you mean 'path'",
+        ),
+        (
+            'model = dict(architecture=dict(backbone=dict(img_sise=3)))',
+            "model.architecture.backbone: VisionTransformer takes no argument 'img_sise'; did you "
+            "mean 'img_size'",
+        ),
+        (
+            'data_preprocessor = dict(meen=3)',
+            "data_preprocessor: ClsDataPreprocessor takes no argument 'meen'; did you mean 'mean'",
+        ),
+        (
+            "param_scheduler = dict(_delete_=True, type='MultiStepLR', gamma=0.1)",
+            "param_scheduler: MultiStepLR needs the argument 'milestones': add it to its dict",
+        ),
+        (
+            "custom_hooks = [dict(type='ModestHook', often=3)]",
+            'custom_hooks.0: ModestHook takes no arguments: leave often out',
+        ),
+        (
+            "custom_hooks = [dict(type='OwnHook', whre=3)]",
+            "custom_hooks.0: OwnHook takes no argument 'whre'; did you mean 'where'",
+        ),
+        # through a constructor of the user that passes it on
+        (
+            DATA.format(workers=0, kind='OwnDataset', more='tst_mode=True'),
+            "train_dataloader.dataset: OwnDataset takes no argument 'tst_mode'; did you mean "
+            "'test_mode'",
+        ),
+    ],
+)
+def test_an_argument_too_many_or_too_few_is_told_with_its_path(own, changes, told):
+    assert told in ends_with(TRAIN, own(changes))
