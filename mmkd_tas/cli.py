@@ -92,6 +92,7 @@ def load_config(args: argparse.Namespace) -> Config:
         )
     config = configs.load_config(args.config) if args.config else configs.compose(*parts)
     configs.merge_options(config, args.cfg_options)
+    configs.check_sections(config)
     config.launcher = args.launcher
     _check_wrapper(config)
     name = os.path.splitext(os.path.basename(config.filename))[0]

@@ -13,6 +13,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, LogProcesso
 from mmpretrain.models import HuggingFaceClassifier, TimmClassifier
 from mmpretrain.registry import MODELS
 from torch import nn
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.utils.data import DataLoader
 
 from .errors import SetupError, suggest
@@ -32,9 +33,14 @@ _SECTIONS = {
     | {'find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'sync_bn'},
     'auto_scale_lr': {'base_batch_size', 'enable'},
     'env_cfg': {'cudnn_benchmark', 'dist_cfg', 'mp_cfg', 'resource_limit'},
+    'env_cfg.mp_cfg': {'mp_start_method', 'opencv_num_threads'},
     'log_processor': _arguments(LogProcessor) | {'type'},
     'optim_wrapper': _arguments(OptimWrapper)
     | {'constructor', 'dtype', 'loss_scale', 'paramwise_cfg', 'type'},
+    'optim_wrapper.clip_grad': _arguments(clip_grad_norm_, clip_grad_value_) | {'type'},
+    'optim_wrapper.paramwise_cfg': {'custom_keys', 'bypass_duplicate', 'dcn_offset_lr_mult'}
+    | {'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult', 'flat_decay_mult'}
+    | {'dwconv_decay_mult'},
     'randomness': _arguments(Runner.set_randomness),
     'train_cfg': _arguments(EpochBasedTrainLoop, IterBasedTrainLoop) | {'by_epoch', 'type'},
     'val_cfg': _arguments(ValLoop) | {'type'},
@@ -74,6 +80,24 @@ def merge_options(config: Config, options: dict[str, Any]) -> None:
     for key in options:
         _check_option(config, key)
     config.merge_from_dict(options)
+
+
+def check_sections(config: Config) -> None:
+    """Check the dicts that mmengine reads itself, and of which no class checks the keys.
+
+    Raises:
+        SetupError: If one of them has a key that nothing would read.
+    """
+    for path, known in _SECTIONS.items():
+        node = config if path else {}  # any variable of a config is a key of it
+        for key in path.split('.'):
+            node = node.get(key) if hasattr(node, 'keys') else None
+            if path != 'optim_wrapper.clip_grad' and hasattr(node, 'keys'):
+                # of another class, that has arguments of its own
+                node = None if {'type', 'constructor'} & node.keys() else node
+        for key in node if hasattr(node, 'keys') else ():
+            if key not in known and not key.startswith('_'):
+                raise SetupError(f'{path}: there is no {key!r}{suggest(key, known)}')
 
 
 def compose(dataset: str, pair: str, method: str) -> Config:

@@ -170,3 +170,28 @@ def test_an_image_that_went_missing_is_told_and_the_traceback_kept(own, tmp_path
 )
 def test_an_argument_too_many_or_too_few_is_told_with_its_path(own, changes, told):
     assert told in ends_with(TRAIN, own(changes))
+
+
+@pytest.mark.parametrize(
+    ('changes', 'told'),
+    [
+        ('train_dataloader = dict(batch_sise=2)', "train_dataloader: there is no 'batch_sise'; di"),
+        ('randomness = dict(sed=3)', "randomness: there is no 'sed'; did you mean 'seed'?"),
+        ('train_cfg = dict(max_epoch=3)', "train_cfg: there is no 'max_epoch'; did you mean"),
+        ('optim_wrapper = dict(lrr=3)', "optim_wrapper: there is no 'lrr'; there are acc"),
+        (
+            'optim_wrapper = dict(clip_grad=dict(max_nrom=3))',
+            "optim_wrapper.clip_grad: there is no 'max_nrom'; did you mean 'max_norm'",
+        ),
+        (
+            'optim_wrapper = dict(paramwise_cfg=dict(norm_decay_mul=0.0))',
+            "optim_wrapper.paramwise_cfg: there is no 'norm_decay_mul'; did you mean 'norm_decay_",
+        ),
+        (
+            'env_cfg = dict(mp_cfg=dict(start_method=3))',
+            "env_cfg.mp_cfg: there is no 'start_method'; did you mean 'mp_start_method'",
+        ),
+    ],
+)
+def test_an_unknown_key_of_what_no_class_is_built_from(own, changes, told):
+    assert told in ends_with(TRAIN, own(changes))
