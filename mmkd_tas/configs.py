@@ -105,15 +105,17 @@ def compose(dataset: str, pair: str, method: str) -> Config:
 
     Args:
         dataset: A file of ``configs/_base_/datasets``; how a model is trained on it is said
-            by ``configs/_base_/recipes/DATASET_FAMILY.py`` (of a teacher, where there is
-            one, by ``DATASET_teacher.py``).
+            by ``configs/_base_/recipes/DATASET_FAMILY.py``, or, where there is one, by
+            ``DATASET_MODEL.py`` (before both, of a teacher by ``DATASET_teacher.py``).
         pair: ``TEACHER,STUDENT``: files of ``configs/_base_/models/FAMILY``, or models of
             other libraries as :class:`mmkd_tas.models.Classifier` has them
             (``timm:NAME``); of two files also ``TEACHER_STUDENT``. Models of other
             libraries are of the family ``token`` if they have layer norms or hardly any
             convolutions, else ``cnn``.
-        method: A file of ``configs/_base_/methods``; ``'teacher'`` or ``'student'`` for
-            the training of one of the two alone, which is then the only one needed.
+        method: A file of ``configs/_base_/methods`` (where there is one, in its form for
+            the data set: ``METHOD_DATASET_FAMILY.py`` or ``METHOD_DATASET.py``);
+            ``'teacher'`` or ``'student'`` for the training of one of the two alone, which
+            is then the only one needed.
 
     A model that is built for images of one size is built for that of the dataset's.
 
@@ -143,17 +145,19 @@ def compose(dataset: str, pair: str, method: str) -> Config:
         family = files[trained].parent.name
     else:
         family = _family_of(ROOT_MODELS.build(dict(type=_CLASSIFIER, model=names[trained])))
-    recipe = BASES / f'recipes/{dataset}_{family}.py'
-    of_teachers = BASES / f'recipes/{dataset}_teacher.py'
-    if method == 'teacher' and of_teachers.is_file():
-        recipe = of_teachers
-    if not recipe.is_file():
-        raise SetupError(f"--dataset: there is no recipe '{recipe}' to train {names[trained]} with")
+    kinds = (*(['teacher'] if method == 'teacher' else []), names[trained], family)
+    recipe = _first('recipes', *(f'{dataset}_{kind}' for kind in kinds))
+    if recipe is None:
+        missing = BASES / f'recipes/{dataset}_{family}.py'
+        raise SetupError(
+            f"--dataset: there is no recipe '{missing}' to train {names[trained]} with"
+        )
     bases = [recipe, *dict.fromkeys(file for file in files.values() if file)]
     if method in ALONE:
         name, joined = names[method], f'model = {models[method]}'
     else:
-        bases.append(BASES / f'methods/{method}.py')
+        forms = f'{method}_{dataset}_{family}', f'{method}_{dataset}', method
+        bases.append(_first('methods', *forms))
         name = f'{method}_{teacher}_{student}'
         joined = (
             "model = dict(type='mmkd_tas.CrossArchDistill', "
@@ -237,7 +241,13 @@ def _argument_for_classes(cfg: dict) -> str | None:
 
 
 def _bases(kind: str) -> list[str]:
-    return sorted(file.stem for file in (BASES / kind).glob('*.py'))
+    names = sorted(file.stem for file in (BASES / kind).glob('*.py'))
+    return [name for name in names if '_' not in name]  # the others are forms of these
+
+
+def _first(kind: str, *names: str) -> Path | None:
+    files = (BASES / kind / f'{name}.py' for name in names)
+    return next((file for file in files if file.is_file()), None)
 
 
 def _check_option(config: Config, option: str) -> None:

@@ -1,8 +1,8 @@
 _base_ = [
-    '../_base_/recipes/in1k_cnn.py',
+    '../_base_/recipes/in1k_resnet18.py',
     '../_base_/models/token/deit-t.py',
     '../_base_/models/cnn/resnet18.py',
-    '../_base_/methods/ofa.py',
+    '../_base_/methods/ofa_in1k.py',
 ]
 model = dict(
     type='mmkd_tas.CrossArchDistill',

@@ -1,8 +1,8 @@
 _base_ = [
-    '../_base_/recipes/in1k_token.py',
+    '../_base_/recipes/in1k_resmlp-s12.py',
     '../_base_/models/token/swin-t.py',
     '../_base_/models/token/resmlp-s12.py',
-    '../_base_/methods/ofa.py',
+    '../_base_/methods/ofa_in1k.py',
 ]
 model = dict(
     type='mmkd_tas.CrossArchDistill',

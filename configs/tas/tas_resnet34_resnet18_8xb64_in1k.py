@@ -1,5 +1,5 @@
 _base_ = [
-    '../_base_/recipes/in1k_cnn.py',
+    '../_base_/recipes/in1k_resnet18.py',
     '../_base_/models/cnn/resnet34.py',
     '../_base_/models/cnn/resnet18.py',
     '../_base_/methods/tas.py',

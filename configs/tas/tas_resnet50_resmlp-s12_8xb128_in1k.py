@@ -1,5 +1,5 @@
 _base_ = [
-    '../_base_/recipes/in1k_token.py',
+    '../_base_/recipes/in1k_resmlp-s12.py',
     '../_base_/models/cnn/resnet50.py',
     '../_base_/models/token/resmlp-s12.py',
     '../_base_/methods/tas.py',

@@ -1,4 +1,5 @@
 from .algorithms import CrossArchDistill
+from .batch_augments import MixThenErase
 from .classifier import Classifier
 from .connectors import (
     ComplementaryFeatureMapper,
@@ -37,6 +38,7 @@ __all__ = [
     'HybridAssistant',
     'InfoNCELoss',
     'LogitAccuracy',
+    'MixThenErase',
     'OFALoss',
     'PairProjector',
     'RKDLoss',

@@ -9,12 +9,19 @@ data_preprocessor = dict(
 )
 
 train_pipeline = [
-    dict(type='RandomResizedCrop', scale=input_size, backend='pillow', interpolation='bicubic'),
+    dict(
+        type='RandomChoice',
+        transforms=[
+            [dict(type='RandomResizedCrop', scale=input_size, backend='pillow', interpolation=kind)]
+            for kind in ('bilinear', 'bicubic')
+        ],
+    ),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='PackInputs'),
 ]
 test_pipeline = [
-    dict(type='Resize', scale=input_size, backend='pillow', interpolation='bicubic'),
+    dict(type='ResizeEdge', scale=256, edge='short', backend='pillow', interpolation='bicubic'),
+    dict(type='CenterCrop', crop_size=input_size),
     dict(type='PackInputs'),
 ]
 

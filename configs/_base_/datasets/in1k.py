@@ -9,7 +9,13 @@ data_preprocessor = dict(
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='RandomResizedCrop', scale=input_size, backend='pillow', interpolation='bicubic'),
+    dict(
+        type='RandomChoice',
+        transforms=[
+            [dict(type='RandomResizedCrop', scale=input_size, backend='pillow', interpolation=kind)]
+            for kind in ('bilinear', 'bicubic')
+        ],
+    ),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='PackInputs'),
 ]

@@ -1,2 +1,3 @@
-# With AdamW, and the plain augmentation of the data set
+# With AdamW on one GPU, and the plain augmentation of the data set
 _base_ = ['../default_runtime.py', '../datasets/aircraft.py', '../schedules/adamw_300e.py']
+auto_scale_lr = dict(base_batch_size=128)

@@ -1,1 +1,3 @@
+# That of CIFAR-100 on one GPU
 _base_ = ['../default_runtime.py', '../datasets/cub200.py', '../schedules/sgd_300e.py']
+auto_scale_lr = dict(base_batch_size=128)

@@ -6,6 +6,8 @@ swin_n = dict(
         arch=dict(embed_dims=64, depths=[2, 2, 2, 2], num_heads=[2, 4, 8, 16]),
         img_size=224,
         pad_small_map=True,
+        # as in OFA-KD's recipe for ImageNet
+        drop_path_rate=0.0,
     ),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(

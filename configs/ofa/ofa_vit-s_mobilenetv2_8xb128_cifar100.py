@@ -2,7 +2,7 @@ _base_ = [
     '../_base_/recipes/cifar100_cnn.py',
     '../_base_/models/token/vit-s.py',
     '../_base_/models/cnn/mobilenetv2.py',
-    '../_base_/methods/ofa.py',
+    '../_base_/methods/ofa_cifar100_cnn.py',
 ]
 model = dict(
     type='mmkd_tas.CrossArchDistill',

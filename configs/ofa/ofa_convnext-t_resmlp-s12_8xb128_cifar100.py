@@ -1,8 +1,8 @@
 _base_ = [
-    '../_base_/recipes/cifar100_token.py',
+    '../_base_/recipes/cifar100_resmlp-s12.py',
     '../_base_/models/cnn/convnext-t.py',
     '../_base_/models/token/resmlp-s12.py',
-    '../_base_/methods/tas.py',
+    '../_base_/methods/ofa.py',
 ]
 model = dict(
     type='mmkd_tas.CrossArchDistill',

@@ -1,8 +1,8 @@
 _base_ = [
-    '../_base_/recipes/cifar100_cnn.py',
+    '../_base_/recipes/cifar100_resnet18.py',
     '../_base_/models/token/mixer-b16.py',
     '../_base_/models/cnn/resnet18.py',
-    '../_base_/methods/hcd.py',
+    '../_base_/methods/ofa_cifar100_cnn.py',
 ]
 model = dict(
     type='mmkd_tas.CrossArchDistill',

@@ -1,12 +1,12 @@
 _base_ = [
     '../_base_/recipes/cifar100_cnn.py',
     '../_base_/models/token/swin-t.py',
-    '../_base_/models/cnn/resnet18.py',
-    '../_base_/methods/hcd.py',
+    '../_base_/models/cnn/mobilenetv2.py',
+    '../_base_/methods/ofa_cifar100_cnn.py',
 ]
 model = dict(
     type='mmkd_tas.CrossArchDistill',
-    architecture=_base_.resnet18,
+    architecture=_base_.mobilenetv2,
     teacher=_base_.swin_t,
     teacher_ckpt='work_dirs/swin-t_cifar100',
     distiller=_base_.distiller,

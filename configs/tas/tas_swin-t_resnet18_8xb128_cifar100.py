@@ -1,14 +1,14 @@
 _base_ = [
-    '../_base_/recipes/cifar100_cnn.py',
-    '../_base_/models/token/vit-s.py',
+    '../_base_/recipes/cifar100_resnet18.py',
+    '../_base_/models/token/swin-t.py',
     '../_base_/models/cnn/resnet18.py',
-    '../_base_/methods/hcd.py',
+    '../_base_/methods/tas.py',
 ]
 model = dict(
     type='mmkd_tas.CrossArchDistill',
     architecture=_base_.resnet18,
-    teacher=_base_.vit_s,
-    teacher_ckpt='work_dirs/vit-s_cifar100',
+    teacher=_base_.swin_t,
+    teacher_ckpt='work_dirs/swin-t_cifar100',
     distiller=_base_.distiller,
     input_size=_base_.input_size,
 )

@@ -1,12 +1,12 @@
 _base_ = [
-    '../_base_/recipes/cifar100_cnn.py',
+    '../_base_/recipes/cifar100_resmlp-s12.py',
     '../_base_/models/token/swin-t.py',
-    '../_base_/models/cnn/resnet18.py',
-    '../_base_/methods/tas.py',
+    '../_base_/models/token/resmlp-s12.py',
+    '../_base_/methods/hcd.py',
 ]
 model = dict(
     type='mmkd_tas.CrossArchDistill',
-    architecture=_base_.resnet18,
+    architecture=_base_.resmlp_s12,
     teacher=_base_.swin_t,
     teacher_ckpt='work_dirs/swin-t_cifar100',
     distiller=_base_.distiller,

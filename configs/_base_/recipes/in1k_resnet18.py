@@ -1,0 +1,19 @@
+# With timm's test images for ResNet-18
+_base_ = './in1k_cnn.py'
+val_dataloader = dict(
+    dataset=dict(
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(
+                type='ResizeEdge',
+                scale=256,
+                edge='short',
+                backend='pillow',
+                interpolation='bilinear',
+            ),
+            dict(type='CenterCrop', crop_size=224),
+            dict(type='PackInputs'),
+        ]
+    )
+)
+test_dataloader = val_dataloader
