@@ -31,9 +31,11 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
 )
 from mmengine.config import Config, DictAction
+from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.registry import Registry, build_from_cfg
 from mmengine.runner import BaseLoop
+from mmengine.visualization import BaseVisBackend, Visualizer
 
 from . import configs
 from .errors import SetupError, suggest
@@ -41,6 +43,18 @@ from .errors import SetupError, suggest
 # Where a mistake in the config may show; what passes through other code is the user's own.
 _PACKAGES = ('mmengine', 'mmcv', 'mmpretrain', 'mmrazor', 'mmkd_tas', 'timm', 'torch')
 _PACKAGES += ('torchvision', 'huggingface_hub', 'numpy', 'PIL', 'cv2')
+# What a launcher sets for each process, and how it is called.
+_LAUNCHED = {
+    'none': (),
+    'pytorch': ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'),
+    'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_NODELIST'),
+    'mpi': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK'),
+}
+_START = {
+    'pytorch': 'start with `bash tools/dist_train.sh CONFIG GPUS`, or with torchrun',
+    'slurm': 'start with `bash tools/slurm_train.sh PARTITION JOB CONFIG`, or with srun',
+    'mpi': 'start with mpirun',
+}
 _BUILD = build_from_cfg.__code__
 HELP = {
     'dataset': 'a file of configs/_base_/datasets',
@@ -78,6 +92,7 @@ def add_run_arguments(
 
 def load_config(args: argparse.Namespace) -> Config:
     """Return the config that the arguments describe."""
+    _check_launcher(args.launcher)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     pair = args.pair
     if args.teacher or args.student:
@@ -95,6 +110,7 @@ def load_config(args: argparse.Namespace) -> Config:
     configs.check_sections(config)
     config.launcher = args.launcher
     _check_wrapper(config)
+    _check_lists(config)
     name = os.path.splitext(os.path.basename(config.filename))[0]
     config.work_dir = args.work_dir or config.get('work_dir') or os.path.join('work_dirs', name)
     # The defaults of mmpretrain's own tools.
@@ -106,6 +122,46 @@ def load_config(args: argparse.Namespace) -> Config:
             )
             config[loader].setdefault('collate_fn', dict(type='default_collate'))
     return config
+
+
+def _check_launcher(launcher: str) -> None:
+    """Refuse a launcher that has not started this process, and none where one has."""
+    missing = [name for name in _LAUNCHED[launcher] if name not in os.environ]
+    if missing:
+        raise SetupError(
+            f'--launcher {launcher}: it has not started this process, {", ".join(missing)} '
+            f'{"is" if len(missing) == 1 else "are"} not set: {_START[launcher]}, or leave '
+            '--launcher out for one process'
+        )
+    if launcher == 'none' and 'TORCHELASTIC_RUN_ID' in os.environ:
+        count = int(os.environ.get('WORLD_SIZE', 1))
+        if count > 1:
+            raise SetupError(
+                f'--launcher: torchrun has started {count} processes, and without --launcher '
+                'pytorch each would train alone, in the same folder; add it'
+            )
+
+
+def _check_lists(config: Config) -> None:
+    """Refuse what is no list of parts, each a dict with a type, where mmengine takes one."""
+    visualizer = config.get('visualizer') or {}
+    if not hasattr(visualizer, 'get'):
+        visualizer = {} if isinstance(visualizer, Visualizer) else dict(vis_backends=visualizer)
+    backends = visualizer.get('vis_backends')
+    for path, found, kind, example in (
+        ('visualizer.vis_backends', backends, BaseVisBackend, 'TensorboardVisBackend'),
+        ('custom_hooks', config.get('custom_hooks'), Hook, 'EMAHook'),
+    ):
+        if isinstance(found, dict) and kind is BaseVisBackend:  # which mmengine takes, too
+            found = [found]
+        listed = isinstance(found, list | tuple)
+        for part in found if listed else () if found is None else [found]:
+            typed = isinstance(part, kind) or (isinstance(part, dict) and 'type' in part)
+            if not (listed and typed):
+                raise SetupError(
+                    f'{path}: {part!r} is not understood; write a list of dicts with a type, '
+                    f"[dict(type='{example}')]"
+                )
 
 
 def _check_wrapper(config: Config) -> None:

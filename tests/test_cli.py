@@ -1,10 +1,14 @@
 """Whose mistake an error is, and what is said about it."""
 
+import importlib.util
+import re
+
 import cv2
 import numpy as np
 import pytest
 from helpers import REPO, TINY, call, ends_with
 from mmengine.logging import MMLogger
+from mmpretrain.visualization import UniversalVisualizer
 
 TRAIN = REPO / 'tools/train.py'
 OWN = """
@@ -46,7 +50,8 @@ class OwnDataset(CustomDataset):
 def own(tmp_path, monkeypatch):
     """Write a config with a module of the user's own, and go to its folder."""
     monkeypatch.chdir(tmp_path)
-    MMLogger._instance_dict.clear()  # one of the same second would be taken for the run's
+    for kind in (MMLogger, UniversalVisualizer):
+        kind._instance_dict.clear()  # one of the same second would be taken for the run's
 
     def own(changes='', bug='pass', **hook):
         module = tmp_path / f'own_{abs(hash(bug))}.py'
@@ -195,3 +200,75 @@ def test_an_argument_too_many_or_too_few_is_told_with_its_path(own, changes, tol
 )
 def test_an_unknown_key_of_what_no_class_is_built_from(own, changes, told):
     assert told in ends_with(TRAIN, own(changes))
+
+
+@pytest.mark.parametrize(
+    ('launcher', 'variable', 'start'),
+    [
+        ('pytorch', 'RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT are not set', 'dist_train.sh'),
+        ('slurm', 'SLURM_PROCID, SLURM_NTASKS, SLURM_NODELIST are not set', 'slurm_train.sh'),
+        ('mpi', 'OMPI_COMM_WORLD_RANK', 'mpirun'),
+    ],
+)
+def test_a_launcher_that_has_started_nothing(own, monkeypatch, launcher, variable, start):
+    for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'):
+        monkeypatch.delenv(name, raising=False)
+    told = ends_with(TRAIN, own(), '--launcher', launcher)
+    assert f'--launcher {launcher}: it has not started this process, {variable}' in told
+    assert start in told
+
+
+def test_torchrun_without_a_launcher_does_not_train_twice_in_one_folder(own, monkeypatch):
+    config = own()
+    monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'none')
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    assert 'torchrun has started 2 processes' in ends_with(TRAIN, config)
+
+
+@pytest.mark.parametrize(
+    'visualizer',
+    ["'TensorboardVisBackend'", "['TensorboardVisBackend']", '[dict(save_dir=3)]', '7', '[None]'],
+)
+def test_vis_backends_of_another_form(own, visualizer):
+    told = ends_with(TRAIN, own(f'visualizer = dict(vis_backends={visualizer})'))
+    assert 'visualizer.vis_backends: ' in told
+    assert "is not understood; write a list of dicts with a type, [dict(type='Tens" in told
+
+
+@pytest.mark.parametrize(
+    'hooks', ["dict(type='EMAHook', _delete_=True)", "['EMAHook']", "'EMAHook'"]
+)
+def test_custom_hooks_of_another_form(own, hooks):
+    told = ends_with(TRAIN, own(f'custom_hooks = {hooks}'))
+    assert told.startswith('error: custom_hooks: ')
+    assert "write a list of dicts with a type, [dict(type='EMAHook')]" in told
+
+
+@pytest.mark.parametrize(
+    ('backend', 'package'),
+    [('Tensorboard', 'tensorboard'), ('Wandb', 'wandb'), ('MLflow', 'mlflow'), ('Aim', 'aim')],
+)
+def test_a_package_of_a_backend_that_is_not_there(own, backend, package):
+    if importlib.util.find_spec(package):
+        pytest.skip(f'{package} is installed')
+    changes = f"visualizer = dict(vis_backends=[dict(type='{backend}VisBackend')])"
+    told = ends_with(TRAIN, own(changes))
+    assert f"visualizer.vis_backends: one of them needs the package '{package}'" in told
+    assert re.search(f'pip install .*{package}', told)
+
+
+@pytest.mark.parametrize('batch_size', [1, 39])
+def test_a_batch_of_one_image_in_a_batch_norm(own, tmp_path, batch_size):
+    """In every step, and at the end of the epoch."""
+    config = own(
+        "model = dict(_delete_=True, type='ImageClassifier',\n"
+        "    backbone=dict(type='ResNet_CIFAR', depth=18, base_channels=4, stem_channels=4,\n"
+        "        strides=(1, 4, 4, 4)), neck=dict(type='GlobalAveragePooling'),\n"
+        "    head=dict(type='LinearClsHead', in_channels=32, num_classes=10))\n"
+        f'train_dataloader = dict(batch_size={batch_size})'
+    )
+    told = ends_with(TRAIN, config)
+    assert 'train_dataloader: a BatchNorm layer takes its statistics over a batch' in told
+    assert 'torch.Size([1, ' in told
+    assert 'drop_last=True' in told
+    assert 'Traceback (most recent call last)' in log(tmp_path)
