@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmkd_tas.models import ComplementaryFeatureMapper, HCDLoss, StageConnector
-from mmkd_tas.models.connectors.blocks import pool_of
+from mmkd_tas.models.connectors.blocks import pool_of, pool_width
 from mmkd_tas.models.losses.functional import kl_divergence, orthogonality
 from mmkd_tas.models.utils import count_parameters
 
@@ -41,9 +41,9 @@ class LoopMapper(StageConnector):
     def __init__(self, student, teacher, stages, num_sub_logits=4):
         super().__init__(student, teacher, stages)
         hidden = max(student.width, teacher.width)
-        self.pools = nn.ModuleList(pool_of(stage, student, teacher) for stage in stages[:-1])
-        width = self.pools[0].width + teacher.width
-        self.inner = nn.ModuleList(nn.Linear(width, hidden) for _ in self.pools)
+        width = pool_width(stages[:-1], student, teacher)
+        self.pools = nn.ModuleList(pool_of(stage, student, width) for stage in stages[:-1])
+        self.inner = nn.ModuleList(nn.Linear(width + teacher.width, hidden) for _ in self.pools)
         self.outer = nn.ModuleList(
             nn.ModuleList(nn.Linear(hidden, CLASSES) for _ in range(num_sub_logits))
             for _ in self.pools

@@ -29,11 +29,11 @@ def distillation(method, student, teacher, options=None, channels=(3, 3), **keys
     model = MODELS.build(
         dict(
             type='mmkd_tas.CrossArchDistill',
-            architecture=of_channels(student, channels[0]),
             teacher=of_channels(teacher, channels[1]),
             distiller=distiller.distiller,
             random_teacher=True,
             **{
+                'architecture': of_channels(student, channels[0]),
                 'input_size': ZOO[student].size,
                 'teacher_input': dict(size=ZOO[teacher].size),
                 **keys,

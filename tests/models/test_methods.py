@@ -7,6 +7,7 @@ import torch
 from mmpretrain.structures import DataSample
 from pairs import FAMILIES, batch, distillation, step, total
 from torch.nn.modules.batchnorm import _BatchNorm
+from zoo import CLASSES
 
 STAGES = ('ofa', 'tas', 'hcd', 'fitnet')
 VECTORS = ('kd', 'dkd', 'rsd', 'rsd-logits', 'cc', 'rkd', 'crd')  # which know no architecture
@@ -192,3 +193,25 @@ def test_images_without_labels(method):
     losses = step(model, images, [DataSample() for _ in images])
     assert not any(name.startswith('student') for name in losses)
     assert model.student.head.fc.weight.grad is not None or method == 'rsd'
+
+
+@pytest.mark.parametrize('method', ['hcd', 'ofa', 'tas-hcd'])
+def test_a_student_that_has_maps_first_and_then_tokens(method):
+    student = dict(
+        type='ImageClassifier',
+        backbone=dict(
+            type='EfficientFormer',
+            arch=dict(
+                layers=[1, 1, 1, 2],
+                embed_dims=[8, 8, 16, 24],
+                downsamples=[False, True, True, True],
+                vit_num=1,
+            ),
+        ),
+        neck=dict(type='GlobalAveragePooling', dim=1),
+        head=dict(type='LinearClsHead', in_channels=24, num_classes=CLASSES),
+    )
+    model = distillation(method, 'resnet', 'resnet', architecture=student, input_size=224).train()
+    assert {stage.layout for stage in model.student.stage_view.stages} == {'NCHW', 'NLC'}
+    losses = step(model, *batch(model))
+    assert all(value.isfinite() for value in losses.values())

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,14 +24,24 @@ INIT = [
 ]
 
 
-def pool_of(stage: Stage, student: ModelView, teacher: ModelView, num_heads: int = 4) -> nn.Module:
-    """Return a network that makes a vector of a stage of the student, of width ``.width``."""
+def pool_width(stages: Sequence[Stage], student: ModelView, teacher: ModelView) -> int:
+    """Return the width of the vectors of stages of the student that shall have one width.
+
+    That of the wider model where all are maps; where any has tokens, the student's: the cost
+    of transformer blocks grows with its square.
+    """
+    maps = all(stage.layout == 'NCHW' for stage in stages)
+    return max(student.width, teacher.width) if maps else student.width
+
+
+def pool_of(stage: Stage, student: ModelView, width: int, num_heads: int = 4) -> nn.Module:
+    """Return a network that makes a vector ``(N, width)`` of a stage of the student."""
     if stage not in student.stages:
         raise SetupError(f"'{stage.module}' is no stage of the student")
     remaining = len(student.stages) - 1 - student.stages.index(stage)
     if stage.layout == 'NCHW':
-        return ConvPool(stage, remaining, max(student.width, teacher.width))
-    return TokenPool(stage, max(remaining, 1), student.width, num_heads)
+        return ConvPool(stage, remaining, width)
+    return TokenPool(stage, max(remaining, 1), width, num_heads)
 
 
 class ConvPool(nn.Sequential):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ...registry import MODELS
 from ...stages import ModelView, Stage
 from .base import StageConnector
-from .blocks import INIT, pool_of
+from .blocks import INIT, pool_of, pool_width
 
 
 @MODELS.register_module()
@@ -54,9 +54,9 @@ class ComplementaryFeatureMapper(StageConnector):
         super().__init__(student, teacher, stages, init_cfg or INIT)
         *own, last = self._known(stages)
         self.num_sub_logits = num_sub_logits
-        self.pools = nn.ModuleList(pool_of(stage, student, teacher, num_heads) for stage in own)
-        width = self.pools[0].width + last.channels
-        self.inner = StackedLinear(len(own), width, teacher.width)
+        width = pool_width(own, student, teacher)
+        self.pools = nn.ModuleList(pool_of(stage, student, width, num_heads) for stage in own)
+        self.inner = StackedLinear(len(own), width + last.channels, teacher.width)
         self.outer = StackedLinear(len(own), teacher.width, num_sub_logits * teacher.num_classes)
 
     def forward_train(self, *features: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ...registry import MODELS
 from ...stages import ModelView, Stage
 from .base import StageConnector
-from .blocks import INIT, pool_of
+from .blocks import INIT, pool_of, pool_width
 
 
 @MODELS.register_module()
@@ -43,7 +43,10 @@ class ExitBranch(StageConnector):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(student, teacher, stages, init_cfg or INIT)
-        pools = [pool_of(stage, student, teacher, num_heads) for stage in self._known(stages)]
+        pools = [
+            pool_of(stage, student, pool_width([stage], student, teacher), num_heads)
+            for stage in self._known(stages)
+        ]
         self.branches = nn.ModuleList(
             nn.Sequential(pool, nn.Linear(pool.width, teacher.num_classes)) for pool in pools
         )
