@@ -14,7 +14,7 @@ from mmpretrain.engine.hooks import SwitchRecipeHook
 from torch.utils.data import get_worker_info
 
 from ..errors import SetupError
-from ..models.algorithms.teacher_cache import data_fingerprint
+from ..models.algorithms.teacher_cache import data_fingerprint, description
 from ..models.losses.crd_loss import remember_images
 from ..models.utils import unwrapped
 from ..registry import HOOKS
@@ -165,17 +165,22 @@ class EpochSeedHook(Hook):
                     'one of the two out'
                 )
         model = unwrapped(runner.model)
-        self.cycle = model.teacher_cache.augmentations
+        device = next(model.parameters()).device
+        with runner.optim_wrapper.optim_context(runner.model):
+            precision = model.effective_precision(device)
         pipeline = runner.cfg.train_dataloader.dataset.get('pipeline')
         model.teacher_cache.open(
             len(dataset),
             {
                 'data set': data_fingerprint(dataset),
                 'pipeline': json.dumps(pipeline, sort_keys=True, default=str),
+                'data preprocessor': json.dumps(description(model.data_preprocessor)),
                 'input of the teacher': model.teacher_inputs.description,
-                'precision of the teacher': str(model.teacher_precision),
+                'precision of the teacher': str(precision),
             },
+            runner.max_epochs,
         )
+        self.cycle = model.teacher_cache.cycle
         self._take_over(SeededSamples(dataset, 0, 0, slots=True))
 
     def before_train_epoch(self, runner: Runner) -> None:

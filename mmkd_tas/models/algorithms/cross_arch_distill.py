@@ -262,14 +262,20 @@ class CrossArchDistill(SingleTeacherDistill):
 
     @torch.no_grad()
     def _run_teacher(self, batch_inputs: Tensor, data_samples: list | None) -> None:
-        own, precision = contextlib.nullcontext(), self.teacher_precision
-        if precision is not None:
-            reduced = precision != torch.float32
-            own = torch.autocast(
-                batch_inputs.device.type, precision if reduced else None, enabled=reduced
-            )
-        with own:
+        with self._in_teacher_precision(batch_inputs.device):
             self.teacher(self.teacher_inputs(batch_inputs), data_samples, mode='tensor')
+
+    def _in_teacher_precision(self, device: torch.device) -> contextlib.AbstractContextManager:
+        precision = self.teacher_precision
+        if precision is None:
+            return contextlib.nullcontext()
+        reduced = precision != torch.float32
+        return torch.autocast(device.type, precision if reduced else None, enabled=reduced)
+
+    def effective_precision(self, device: torch.device) -> torch.dtype:
+        """Return the type in which the teacher multiplies, here: autocast may say it."""
+        with self._in_teacher_precision(device):
+            return torch.mm(*torch.ones(2, 1, 1, device=device)).dtype
 
     def _replay_teacher(self, batch_inputs: Tensor, data_samples: list) -> None:
         """Give the recorders what they would have recorded."""

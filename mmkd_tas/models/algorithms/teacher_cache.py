@@ -9,6 +9,7 @@ import uuid
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,8 @@ class TeacherCache:
 
     Args:
         path: A folder.
-        augmentations: Number of epochs after which the augmentations repeat.
+        augmentations: Number of epochs after which the augmentations repeat; by default that
+            of the whole training, which then sees the images that it would see without a cache.
         top_k: Number of logits to keep of an image; by default all.
         max_gb: The cache does not start if it would need more disk, in 10^9 bytes.
 
@@ -47,9 +49,15 @@ class TeacherCache:
     """
 
     def __init__(
-        self, path: str, augmentations: int = 1, top_k: int | None = None, max_gb: float = 20.0
+        self,
+        path: str,
+        augmentations: int | None = None,
+        top_k: int | None = None,
+        max_gb: float = 20.0,
     ) -> None:
-        for name, value in (('augmentations', augmentations), ('top_k', top_k or 1)):
+        for name, value in (('augmentations', augmentations), ('top_k', top_k)):
+            if value is None:
+                continue
             if not isinstance(value, int) or value < 1:
                 raise SetupError(f'model.teacher_cache.{name}: {value!r} is not a number from 1 up')
         self.path = Path(path)
@@ -76,22 +84,24 @@ class TeacherCache:
             kept += [('classes', '<i4', (self.top_k,)), ('rest', '<f2')]
         self._dtype = np.dtype(kept)
 
-    def open(self, images: int, made_from: dict[str, str]) -> None:
+    def open(self, images: int, made_from: dict[str, str], epochs: int = 1) -> None:
         """Open the files, or create them.
 
         Args:
             images: Number of images of the training data.
             made_from: What the stored numbers depend on beside the teacher's weights.
+            epochs: Of the training.
 
         Raises:
             SetupError: If the cache in the folder was made from something else, or there
                 is no room for a new one.
         """
-        slots = images * self.augmentations
+        self.cycle = self.augmentations or epochs
+        slots = images * self.cycle
         size = slots * (self._dtype.itemsize + 4)
         made_from = {
             'teacher': fingerprint(self.teacher),
-            'slots': f'{images} images x {self.augmentations} augmentations',
+            'slots': f'{images} images x {self.cycle} augmentations',
             'numbers': f'{self._dtype.descr}',
             **made_from,
         }
@@ -208,3 +218,35 @@ def data_fingerprint(dataset) -> str:
     if dataset.serialize_data:
         return hashlib.sha256(dataset.data_bytes.tobytes()).hexdigest()
     return hashlib.sha256(repr(dataset.data_list).encode()).hexdigest()
+
+
+def description(value: Any, inside: tuple[int, ...] = ()) -> Any:
+    """Return all that is set in an object such as a data preprocessor, as JSON takes it.
+
+    Where it is (its device) does not count.
+
+    Args:
+        value: The object.
+        inside: Identities of the objects of which it is a part.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Tensor | np.ndarray):
+        return [str(value.dtype), value.tolist()]
+    if hasattr(value, '__qualname__'):  # a function or a class
+        return f'{value.__module__}.{value.__qualname__}'
+    if id(value) in inside:
+        return '...'
+    inside = (*inside, id(value))
+    if isinstance(value, dict):
+        return [[str(key), description(item, inside)] for key, item in value.items()]
+    if isinstance(value, list | tuple):
+        return [description(item, inside) for item in value]
+    state = getattr(value, '__dict__', {})
+    if isinstance(value, nn.Module):
+        own = vars(nn.Module())
+        parts = [state[name] for name in ('_parameters', '_buffers', '_modules')]
+        state = {key: item for key, item in state.items() if key not in own}
+        state |= {key: item for part in parts for key, item in part.items()}
+    state = {key: item for key, item in state.items() if not isinstance(item, torch.device)}
+    return [description(type(value)), description(state, inside)]

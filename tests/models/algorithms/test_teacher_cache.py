@@ -9,11 +9,12 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
+from mmpretrain.models import ClsDataPreprocessor
 from pairs import batch, distillation
 from processes import run_processes, run_together
 
 from mmkd_tas.errors import SetupError
-from mmkd_tas.models.algorithms.teacher_cache import TeacherCache
+from mmkd_tas.models.algorithms.teacher_cache import TeacherCache, description
 
 METHODS = ('kd', 'dkd', 'dist', 'ofa', 'hcd', 'rsd', 'tas', 'cc', 'rkd', 'crd')
 _names = itertools.count()
@@ -89,6 +90,45 @@ def test_a_run_that_fills_the_cache_equals_one_that_replays_it(tmp_path):
             assert images.setdefault(slot, content) == content
     assert len(images) == 80
     assert len({*images.values()}) > 70
+
+
+def test_by_default_every_epoch_has_augmentations_of_its_own(tmp_path):
+    _, seen = run(tmp_path)
+    assert seen == 3 * 40
+    images = {}
+    for slot, content in SlotHook.seen[-1]:
+        images.setdefault(slot % 40, set()).add(content)
+    assert len(images) == 40
+    assert sum(map(len, images.values())) > 110
+    # to write out the precision that holds anyway changes nothing
+    _, seen = run(tmp_path, options={'model.teacher_precision': 'float32'})
+    assert seen == 0
+
+
+class Preprocessor(ClsDataPreprocessor):
+    def __init__(self, *args, settings=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.settings = settings
+        self.itself = [self]
+
+
+def test_a_description_tells_all_settings_and_no_place():
+    def described(**keys):
+        return json.dumps(description(Preprocessor(mean=[1.0] * 3, std=[2.0] * 3, **keys)))
+
+    one = described(settings=dict(a=[1, torch.ones(2)], f=max))
+    assert one == described(settings=dict(a=[1, torch.ones(2)], f=max))
+    others = [
+        described(settings=dict(a=[1, torch.zeros(2)], f=max)),
+        described(settings=dict(a=[1, torch.ones(2)], f=min)),
+        described(settings=dict(a=[1, torch.ones(2)], f=max), to_rgb=True),
+        described(settings=dict(a=[1, torch.ones(2)], f=max), pad_size_divisor=8),
+    ]
+    assert len({one, *others}) == 5
+    moved = Preprocessor(mean=[1.0] * 3, std=[2.0] * 3)
+    expected = description(moved)
+    moved._device = torch.device('cuda:1')
+    assert description(moved.eval()) == expected
 
 
 def test_the_augmentations_are_as_many_as_asked_for(tmp_path):
@@ -205,8 +245,12 @@ def test_an_assistant_that_starts_with_the_teacher_needs_it(tmp_path):
     [
         ({'train_dataloader.dataset.num_train': 50}, {}, 'another slots and data set'),
         ({'train_dataloader.dataset.pipeline.0.padding': 1}, {}, 'another pipeline'),
-        ({'data_preprocessor.std': [90.0] * 3}, {}, 'another input of the teacher'),
+        ({'data_preprocessor.std': [90.0] * 3}, {}, 'data preprocessor and input of the teacher'),
+        ({'data_preprocessor.to_rgb': True}, {}, 'another data preprocessor:'),
+        ({'data_preprocessor.pad_value': 1}, {}, 'another data preprocessor:'),
         ({'model.teacher_precision': 'bfloat16'}, {}, 'another precision of the teacher'),
+        ({'optim_wrapper.type': 'AmpOptimWrapper'}, {}, 'another precision of the teacher'),
+        ({'train_cfg.max_epochs': 2}, {}, 'another slots'),
         ({'model.teacher_ckpt': None}, {}, 'with another teacher:'),
         ({'model.teacher_cache.max_gb': 1e-6, 'model.teacher_cache.path': 'x'}, {}, 'raise that'),
         ({'custom_hooks': []}, {}, 'needs dict.*EpochSeedHook'),
@@ -228,7 +272,7 @@ def test_an_assistant_that_starts_with_the_teacher_needs_it(tmp_path):
             {},
             'mixup and',
         ),
-        ({}, dict(augmentations=3), 'another slots'),
+        ({}, dict(augmentations=2), 'another slots'),
         ({}, dict(top_k=2), 'another numbers'),
         ({}, dict(augmentations=0), 'not a number from 1 up'),
         ({}, dict(top_k=10), 'below the 10 classes'),
@@ -247,7 +291,7 @@ def test_no_room_on_the_disk(tmp_path):
         run(tmp_path, augmentations=10**11, max_gb=1e20)
     assert not (tmp_path / 'cache/about.json').exists()
     _, seen = run(tmp_path)
-    assert seen == 40
+    assert seen == 120
     assert json.loads((tmp_path / 'cache/about.json').read_text())['slots'].startswith('40 images')
 
 
