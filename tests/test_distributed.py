@@ -393,6 +393,19 @@ def test_processes_with_seeds_of_their_own_share_the_images(tmp_path, tiny_teach
         assert sorted(whole[0][epoch] + whole[1][epoch]) == list(range(40))
 
 
+@pytest.mark.parametrize('method', ['ofa', 'tas'])
+def test_a_distillation_that_stops_trains_the_student_alone(tmp_path, method):
+    """The modules of the distiller wait for no gradient then."""
+    config = setup(tmp_path, method)
+    config.train_cfg.max_epochs = 3
+    config.custom_hooks.append(dict(type='mmrazor.StopDistillHook', stop_epoch=1))
+    for losses, _, state, _ in run_processes(train, config, 10):
+        before, after = losses[0], losses[-1]
+        assert any(value > 0 for key, value in before.items() if key.startswith('distill.loss'))
+        assert after['loss'] == after['student.loss']
+        assert all(value.isfinite().all() for value in state.values())
+
+
 def averaged(folder, method, student=None):
     """The tiny config with mmengine's EMAHook and validation."""
     base = Config.fromfile(TINY)

@@ -256,7 +256,12 @@ class CrossArchDistill(SingleTeacherDistill):
                 losses.update(add_prefix(student_losses, 'student'))
             else:  # which needs no labels
                 self.student(batch_inputs, data_samples, mode='tensor')
-        if not self.distillation_stopped:
+        if self.distillation_stopped:
+            # DDP waits for a gradient, be it zero, of every parameter of the distiller
+            parameters = [p for p in distiller.parameters() if p.requires_grad]
+            if parameters:
+                losses['distill.loss_stopped'] = 0 * sum(p.sum() for p in parameters)
+        else:
             losses.update(add_prefix(distiller.compute_distill_losses(), 'distill'))
         return losses
 
