@@ -2,10 +2,7 @@
 
 from dataclasses import dataclass
 
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
-
-from .trace import Call, example, hooked, undisturbed
+from .trace import Call
 from .view import ModelView
 
 
@@ -29,13 +26,18 @@ class Cost:
 def costs_of(view: ModelView) -> list[Cost]:
     """Return what each stage costs from the end of the one before, and then the rest."""
     costs = [Cost() for _ in range(len(view.stages) + 1)]
-    _count_parameters(view, costs)
-    _count_flops(view, costs)
+    ends = [view.calls[stage.module][-1] for stage in view.stages]
+    _count_parameters(view, ends, costs)
+    total = view.trace.flops
+    before = 0
+    for cost, flops in zip(costs, [*(end.flops for end in ends), total], strict=True):
+        cost.flops = (flops - before) // 2  # the trace is of two images
+        cost.share = (flops - before) / max(1, total)
+        before = flops
     return costs
 
 
-def _count_parameters(view: ModelView, costs: list[Cost]) -> None:
-    ends = [view.calls[stage.module][-1] for stage in view.stages]
+def _count_parameters(view: ModelView, ends: list[Call], costs: list[Cost]) -> None:
     stage_of: dict[str, int] = {}
     current = 0
 
@@ -54,21 +56,3 @@ def _count_parameters(view: ModelView, costs: list[Cost]) -> None:
         while owner not in stage_of:
             owner = owner.rpartition('.')[0]
         costs[stage_of[owner]].parameters += parameter.numel()
-
-
-def _count_flops(view: ModelView, costs: list[Cost]) -> None:
-    model = view.model
-    totals: list[int] = []
-
-    def note(module: nn.Module, args: tuple, output: object) -> None:
-        totals.append(counter.get_total_flops())
-
-    with undisturbed(model), hooked() as handles:
-        for stage in view.stages:
-            handles.append(model.get_submodule(stage.module).register_forward_hook(note))
-        with FlopCounterMode(display=False) as counter:
-            model(example(model, view.input_size, 1))
-        totals.append(counter.get_total_flops())
-    for cost, before, total in zip(costs, [0, *totals[:-1]], totals, strict=True):
-        cost.flops = total - before
-        cost.share = cost.flops / max(1, totals[-1])

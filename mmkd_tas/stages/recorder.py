@@ -8,9 +8,10 @@ from mmrazor.models.task_modules.recorder import ModuleOutputsRecorder
 from torch import Tensor, nn
 
 from ..errors import SetupError
+from ..outputs import vector_of
 from ..registry import TASK_UTILS
-from .tail import mean_of
-from .trace import feature_of
+from .dataflow import tensors_in
+from .trace import feature_of, pooled_of
 from .view import describe, view_of
 
 SOURCES = ('stage1', 'stage2', 'stage3', 'stage4', 'pooled', 'logits', 'labels', 'classes')
@@ -61,7 +62,6 @@ class StageOutputsRecorder(ModuleOutputsRecorder):
         self.handles: list = []
         self.stage = None
         self.parts: list[Tensor] = []
-        self.expected = 1
 
     def prepare_from_model(self, model: nn.Module | None = None) -> None:
         """Find the source in a model, and watch it."""
@@ -70,16 +70,22 @@ class StageOutputsRecorder(ModuleOutputsRecorder):
         if self.source in ('labels', 'classes'):
             hook = model.register_forward_pre_hook(self.record_labels, with_kwargs=True)
             self.handles.append(hook)
+        elif self.source == 'pooled' and view.headless:
+            self.handles.append(model.register_forward_hook(self.record_feature))
         elif self.source == 'pooled':
-            self.expected = len(view.classifiers)
+            self.dims = view.classifier_dims
             for path in view.classifiers:
                 module = model.get_submodule(path)
-                self.handles.append(module.register_forward_pre_hook(self.record_pooled))
+                hook = module.register_forward_pre_hook(self.record_pooled, with_kwargs=True)
+                self.handles.append(hook)
+        elif self.source == 'logits':
+            module = model.get_submodule(view.logits_module)
+            self.arguments = len(view.trace.logits_call.inputs[0])
+            self.handles.append(module.register_forward_hook(self.record_logits))
         else:
-            source = view.source(self.source)
-            self.stage = None if self.source == 'logits' else source
-            module = model.get_submodule(source.module)
-            self.handles.append(module.register_forward_hook(self.record_output))
+            self.stage = view.source(self.source)
+            module = model.get_submodule(self.stage.module)
+            self.handles.append(module.register_forward_hook(self.record_stage))
 
     def remove(self) -> None:
         """Take the hooks out of the model."""
@@ -95,25 +101,38 @@ class StageOutputsRecorder(ModuleOutputsRecorder):
                 labels = labels.argmax(1)
             self.data_buffer.append(labels)
 
-    def record_pooled(self, module: nn.Module, args: tuple) -> None:
+    def record_pooled(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """Hook: take the input of a classifier."""
         if self.recording:
-            self.parts.append(args[0])
-            if len(self.parts) == self.expected:
-                self.data_buffer.append(mean_of(self.parts))
+            self.parts.append(tensors_in((args, kwargs))[0])
+            if len(self.parts) == len(self.dims):
+                self.data_buffer.append(pooled_of(self.parts, self.dims))
                 self.parts = []
 
-    def record_output(self, module: nn.Module, args: tuple, output: Any) -> None:
-        """Hook: take the output of a stage, or the logits."""
+    def record_feature(self, module: nn.Module, args: tuple, output: Any) -> None:
+        """Hook: take what a model without a head returns."""
+        if self.recording:
+            self.data_buffer.append(vector_of(output, headless=True))
+
+    def record_logits(self, module: nn.Module, args: tuple, output: Any) -> None:
+        """Hook: take the logits; of a head with a margin, those without it."""
+        if self.recording:
+            if len(args) > self.arguments:  # the labels, for the margin
+                output = module.forward(*args[: self.arguments])
+            logits = output.flatten(1) if torch.is_tensor(output) else vector_of(output)
+            self.data_buffer.append(logits)
+
+    def record_stage(self, module: nn.Module, args: tuple, output: Any) -> None:
+        """Hook: take the output of a stage."""
         if self.recording:
             feature = feature_of(output)
-            if self.stage is not None and feature.shape[1:] != self.stage.shape:
+            if feature.shape[1:] != self.stage.shape:
                 raise SetupError(
                     f"'{self.stage.module}' returned {tuple(feature.shape[1:])} for an image and "
                     f'{self.stage.shape} when the model was built: set model.input_size (teacher: '
                     'model.teacher_input.size) to the size of the images'
                 )
-            if self.stage is not None and self.layout == 'NCHW':
+            if self.layout == 'NCHW':
                 feature = self.stage.to_map(feature)
             self.data_buffer.append(feature)
 

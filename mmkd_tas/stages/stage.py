@@ -114,6 +114,31 @@ class Stage:
             raise self._contradiction(shape)
         return stage
 
+    @classmethod
+    def at(cls, module: str, positions: Tensor, width: int) -> 'Stage | None':
+        """Return what a module emits, by the positions of its output, None if it has no grid.
+
+        Args:
+            module: Its path.
+            positions: For one image, see :class:`Positions`.
+            width: Of the image.
+        """
+        dims = {3: (('NCHW', 0), ('NHWC', 2)), 2: (('NLC', 1), ('NCL', 0))}
+        for layout, dim in dims.get(positions.ndim, ()):
+            plane = positions.select(dim, 0)
+            if positions.shape[dim] == 1 or not (positions == plane.unsqueeze(dim)).all():
+                continue  # these are not the channels
+            prefix = 0
+            if plane.ndim == 1:
+                prefix = int((plane == -1).int().cumprod(0).sum())
+                columns = len((plane[prefix:] % width).unique())
+                if not columns or (len(plane) - prefix) % columns:
+                    continue
+                plane = plane[prefix:].unflatten(0, (-1, columns))
+            if in_order(plane, width):
+                return cls(module, layout, prefix, positions.shape[dim], tuple(plane.shape))
+        return None
+
     def _contradiction(self, shape: tuple[int, ...]) -> SetupError:
         said = f'layout={self.layout!r}, prefix={self.prefix}'
         if self.channels:
@@ -124,6 +149,18 @@ class Stage:
             f"stages: '{self.module}' is declared as {said}, but its output for one image has the "
             f'shape {tuple(shape)}; correct the entry of `stages`'
         )
+
+
+def in_order(plane: Tensor, width: int) -> bool:
+    """Whether positions ``(H, W)`` are those of an image of some width, row by row."""
+    rows, columns = plane // width, plane % width
+    return bool(
+        (plane >= 0).all()
+        and (rows == rows[:, :1]).all()
+        and (columns == columns[:1]).all()
+        and (rows.diff(dim=0) > 0).all()
+        and (columns.diff(dim=1) > 0).all()
+    )
 
 
 def _grid_of(length: int, image: tuple[int, int]) -> tuple[int, int]:

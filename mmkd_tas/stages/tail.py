@@ -11,8 +11,19 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import SetupError
+from ..outputs import vector_of
+from .dataflow import tensors_in
 from .stage import Stage
-from .trace import Call, Shape, example, feature_of, hooked, is_shape, undisturbed
+from .trace import (
+    Call,
+    example,
+    feature_of,
+    hooked,
+    is_shape,
+    pooled_of,
+    shapes_in,
+    undisturbed,
+)
 
 if TYPE_CHECKING:
     from .view import ModelView
@@ -24,7 +35,7 @@ class Knowledge(NamedTuple):
     Attributes:
         pooled: The final feature, pooled over the positions, ``(N, D)``: the
             input of the module that makes the logits.
-        logits: ``(N, C)``.
+        logits: ``(N, C)``; of a model that has no head, the pooled feature.
         feature: At the end of the model's last stage, in its layout.
     """
 
@@ -77,20 +88,24 @@ class Tail:
 
     def _run(self, model: nn.Module, images: Tensor) -> Knowledge:
         """Run a model, and watch its last stage and what enters its classifiers."""
-        pooled: list[Tensor] = []
-        last: list[Tensor] = []
+        view, last = self._view, []
+        inputs: list[Tensor] = []
+
+        def enters(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            inputs.append(tensors_in((args, kwargs))[0])
+
+        def ends(module: nn.Module, args: tuple, output: Any) -> None:
+            last.append(feature_of(output))
+
         with hooked() as handles:
-            for path in self._view.classifiers:
-                classifier = model.get_submodule(path)
-                handles.append(
-                    classifier.register_forward_pre_hook(lambda _, args: pooled.append(args[0]))
-                )
-            end = model.get_submodule(self._view.stages[-1].module)
-            handles.append(
-                end.register_forward_hook(lambda _, args, output: last.append(feature_of(output)))
-            )
-            logits = model(images)
-        return Knowledge(mean_of(pooled), logits, last[-1])
+            for path in view.classifiers:
+                module = model.get_submodule(path)
+                handles.append(module.register_forward_pre_hook(enters, with_kwargs=True))
+            end = model.get_submodule(view.stages[-1].module)
+            handles.append(end.register_forward_hook(ends))
+            logits = vector_of(model(images), view.headless)
+        pooled = pooled_of(inputs, view.classifier_dims) if inputs else logits
+        return Knowledge(pooled, logits, last[-1])
 
     def _finished_before_the_end(self) -> list[Call]:
         """Return the largest modules that have finished when the stage ends, in order."""
@@ -149,7 +164,7 @@ class Tail:
                 if isinstance(module, _BatchNorm) and module.training:
                     stack.enter_context(_changed(module, 'track_running_stats', False))
                 # A recomputation in backward would find the replay gone.
-                for name in ('grad_checkpointing', 'with_cp'):
+                for name in ('grad_checkpointing', 'gradient_checkpointing', 'with_cp'):
                     if getattr(module, name, False):
                         stack.enter_context(_changed(module, name, False))
             yield model
@@ -160,13 +175,13 @@ class Tail:
         model = view.model
 
         def record(module: nn.Module, args: tuple, output: Any) -> None:
-            recorded.append(feature_of(output))
+            recorded.append(feature_of(output).clone())  # it may be changed in place later
 
         with undisturbed(model):
             with hooked() as handles:
                 end = model.get_submodule(self.stage.module)
                 handles.append(end.register_forward_hook(record))
-                own = self._run(model, example(model, view.input_size, 2))
+                own = self._run(model, example(model, self._image, 2))
             feature = recorded[-1]
             own, replayed = (torch.cat(known[:2], dim=1) for known in (own, self(feature)))
             if not torch.allclose(replayed, own, rtol=1e-3, atol=1e-3 * float(own.std())):
@@ -188,14 +203,7 @@ class Tail:
 
 
 def _batched(output: Any) -> bool:
-    shapes: list[Shape] = []
-    apply_to(output, is_shape, shapes.append)
-    return any(shape.batched for shape in shapes)
-
-
-def mean_of(tensors: list[Tensor]) -> Tensor:
-    """Return the mean of tensors of one shape; of one tensor, itself."""
-    return tensors[0] if len(tensors) == 1 else torch.stack(tensors).mean(0)
+    return any(shape.batched for shape in shapes_in(output))
 
 
 @contextlib.contextmanager

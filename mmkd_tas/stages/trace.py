@@ -1,7 +1,7 @@
 """Watching one forward of a model, without a trace left in it."""
 
 import contextlib
-import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from mmengine.utils import apply_to
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.conv import _ConvNd
 
 from ..errors import SetupError
+from ..outputs import num_classes, vector_of
+from .dataflow import Dataflow, Node, tensors_in
+from .stage import Stage
 
 
 @dataclass(frozen=True)
@@ -37,19 +40,13 @@ class Shape:
         """Whether it is a map or a row of tokens, one for each image."""
         return len(self.dims) in (3, 4) and self.dims[0] == (1, 0)
 
-    @property
-    def positions(self) -> int:
-        """Number of positions of a feature ``(N, C, H, W)`` or ``(N, L, C)``."""
-        sizes = [fixed for _, fixed in self.dims]
-        return math.prod(sizes[2:]) if len(sizes) == 4 else sizes[1]
-
     def placeholder(self, batch: int, device: torch.device) -> Tensor:
         """Return a tensor of zeros of this shape that occupies no memory."""
         size = [factor * batch + fixed for factor, fixed in self.dims]
         return torch.zeros((), dtype=self.dtype, device=device).expand(size)
 
 
-@dataclass
+@dataclass(eq=False)
 class Call:
     """One call of a module during a forward.
 
@@ -59,7 +56,11 @@ class Call:
         children: The calls that happened directly within it, in order.
         inputs: Its positional arguments, each tensor replaced by its :class:`Shape`.
         output: Likewise.
-        makes_logits: Whether its output is the model's output.
+        began, ended: How many operations had been recorded then.
+        nodes: Of the tensors in its output; none if one of them is changed later.
+        stage: What it emits, where a stage may end with it.
+        flops, products: Of the forward when it ended.
+        own_flops, own_products: Of the call.
     """
 
     path: str
@@ -67,25 +68,70 @@ class Call:
     children: list['Call'] = field(default_factory=list)
     inputs: Any = None
     output: Any = None
-    makes_logits: bool = False
+    began: int = 0
+    ended: int = 0
+    nodes: tuple[int, ...] = ()
+    stage: Stage | None = None
+    flops: int = 0
+    products: int = 0
+    own_flops: int = 0
+    own_products: int = 0
 
     def __deepcopy__(self, memo: dict) -> 'Call':
         """Return itself: what happened does not change."""
         return self
 
 
+@dataclass(eq=False)
+class Trace:
+    """What was seen of a forward.
+
+    Attributes:
+        calls: In the order in which they ended.
+        channels: Of the images.
+        logits: Of the model, or the feature of one that has no head.
+        logits_call: Of the innermost module that returns them, perhaps in another shape.
+        classifiers: ``(call, dim)`` of the modules that make them from the pooled feature,
+            and the dimension of its channels.
+        flops: Of the forward, with two images.
+    """
+
+    calls: list[Call]
+    channels: int
+    logits: Shape
+    logits_call: Call
+    classifiers: list[tuple[Call, int]]
+    flops: int
+
+    def __deepcopy__(self, memo: dict) -> 'Trace':
+        """Return itself: what happened does not change."""
+        return self
+
+
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Run a model in eval mode, without gradients, and leave no trace of it."""
-    modes = [(module, module.training) for module in model.modules()]
+    """Run a model in eval mode, as it is written, without gradients; leave no trace of it."""
+    states = [(module, dict(vars(module))) for module in model.modules()]
+    kept = [
+        (value, value.copy())
+        for _, state in states
+        for value in state.values()
+        if type(value) in (dict, OrderedDict, list, set)
+    ]
     cuda = [p.device for p in model.parameters() if p.is_cuda][:1]
     with torch.random.fork_rng(cuda), torch.no_grad():
         model.eval()
+        for module, _ in states:
+            module._compiled_call_impl = None
         try:
             yield
         finally:
-            for module, training in modes:
-                module.training = training
+            for module, state in states:
+                vars(module).clear()
+                vars(module).update(state)
+            for value, copied in kept:
+                value.clear()
+                (value.extend if isinstance(value, list) else value.update)(copied)
 
 
 @contextlib.contextmanager
@@ -99,106 +145,100 @@ def hooked() -> Iterator[list]:
             handle.remove()
 
 
-def example(model: nn.Module, input_size: tuple[int, int], batch: int) -> Tensor:
-    """Return noise images for a model, the same every time."""
+def example(model: nn.Module, image: tuple[int, int, int], batch: int) -> Tensor:
+    """Return noise images ``(batch, C, H, W)`` for a model, the same every time."""
     parameter = next(model.parameters())
-    generator = torch.Generator().manual_seed(0)
-    channels = channels_of(model, input_size)
-    images = torch.randn(batch, channels, *input_size, generator=generator)
+    images = torch.randn(batch, *image, generator=torch.Generator().manual_seed(0))
     return images.to(parameter.device, parameter.dtype)
 
 
-class _FirstLayer(Exception):  # noqa: N818 (no error, but a way out)
-    """Ends a forward with the number of image channels that its first layer implies."""
+def trace(model: nn.Module, input_size: tuple[int, int]) -> Trace:
+    """Watch which modules a model calls, what they return, and what that is made from.
 
-
-def channels_of(model: nn.Module, input_size: tuple[int, int]) -> int:
-    """Return how many channels the images of a model have.
-
-    It gets images of three channels, or, where they do not reach a layer that has weights, of
-    one. What that layer takes, over what it is given, tells the number, also where it sees the
-    images folded into patches. Where nothing tells, three.
-    """
-    parameter = next(model.parameters())
-    for tried in (3, 1):
-        images = parameter.new_zeros(1, tried, *input_size)
-
-        def stop(module: nn.Module, args: tuple, tried: int = tried) -> None:
-            dim, wanted = _taken(module)
-            found, rest = divmod(tried * wanted, args[0].shape[dim])
-            raise _FirstLayer(3 if rest else found)
-
-        with undisturbed(model), hooked() as handles:
-            handles += [
-                module.register_forward_pre_hook(stop)
-                for module in model.modules()
-                if _taken(module) is not None
-            ]
-            try:
-                model(images)
-            except _FirstLayer as first:
-                return first.args[0]
-            except Exception:  # of images with other channels than it takes
-                continue
-    return 3
-
-
-def _taken(module: nn.Module) -> tuple[int, int] | None:
-    """Return which dimension of its input the weights of a layer fix, and to what size."""
-    if isinstance(module, _ConvNd):
-        return 1, module.in_channels
-    if isinstance(module, _NormBase):
-        return 1, module.num_features
-    if isinstance(module, nn.Linear):
-        return -1, module.in_features
-    if isinstance(module, nn.LayerNorm):
-        return -1, module.normalized_shape[-1]
-    return None
-
-
-def trace(model: nn.Module, input_size: tuple[int, int]) -> tuple[list[Call], Shape]:
-    """Watch which modules a model calls, and what they return.
-
-    Runs a batch of one and a batch of two, to know what grows with the batch.
+    Runs fake tensors through the model, which have no numbers: a batch of one and one of
+    two, to know what grows with the batch. Where a model asks for numbers, real ones.
 
     Args:
-        model: A classifier; ``model(images)`` returns logits.
+        model: ``model(images)`` returns logits, see :func:`vector_of`.
         input_size: ``(H, W)`` of the images.
 
-    Returns:
-        The calls in the order in which they ended, and the shape of the logits.
-
     Raises:
-        SetupError: If the model fails on images of that size, or does not
-            return logits ``(N, C)``.
+        SetupError: If the model fails on images of that size, or does not return logits.
     """
+    if next(model.parameters(), None) is None:
+        raise SetupError(f'{type(model).__name__} has no parameters: it is no classifier')
+    first = [m.in_channels for m in model.modules() if isinstance(m, _ConvNd)][:1]
+    problem: Exception | None = None
+    for channels in dict.fromkeys((3, *first, 1)):
+        for fake in (True, False):
+            mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else contextlib.nullcontext()
+            try:
+                return _watch_two(model, (channels, *input_size), mode)
+            except SetupError:
+                raise
+            except Exception as error:
+                problem = problem or (None if fake else error)
+    message = ' '.join(str(problem).split()) or type(problem).__name__
+    size = 'x'.join(map(str, input_size))
+    raise SetupError(
+        f'{type(model).__name__} fails on images of {size} pixels ({message}): set '
+        'model.input_size (teacher: model.teacher_input.size) to a size that it takes'
+    ) from problem
+
+
+def _watch_two(
+    model: nn.Module, image: tuple[int, int, int], mode: contextlib.AbstractContextManager
+) -> Trace:
     runs = []
-    for batch in (1, 2):
-        with undisturbed(model):
-            runs.append(_watch(model, example(model, input_size, batch)))
-    (calls, logits), (twice, logits_twice) = runs
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    with undisturbed(model), mode:
+        for batch in (1, 2):
+            runs.append(_watch(model, example(model, image, batch)))
+    (ones, logits_of_one, _), (calls, logits, flow) = runs
+    if [call.path for call in calls] != [call.path for call in ones]:
         raise SetupError(
-            f'{type(model).__name__} returns {found} and not logits (N, C): a classifier with a '
-            'head is needed'
+            f'{type(model).__name__} runs other modules for another batch: its forward depends on '
+            'the numbers in the images, and so its stages cannot be told'
         )
-    if [call.path for call in calls] != [call.path for call in twice]:
-        raise SetupError(f'{type(model).__name__} runs other modules for another batch size')
-    for call, again in zip(calls, twice, strict=True):
-        call.inputs = _merge(call.inputs, again.inputs)
-        call.output = _merge(call.output, again.output)
-    return calls, _merge(logits, logits_twice)
+    for call, one in zip(calls, ones, strict=True):
+        call.inputs = _merge(one.inputs, call.inputs)
+        call.output = _merge(one.output, call.output)
+    end = flow.node_of(logits)
+    if end is None:
+        raise SetupError(f'{type(model).__name__}: what it returns does not depend on its images')
+    shape = _merge(_seen(logits_of_one), _seen(logits))
+    headless = num_classes(model) == 0
+    classifiers = [] if headless else _classifiers(calls, flow, end, shape)
+    _find_stages(calls, flow, end, image[-1], before=classifiers)
+    source = _logits_call(calls, flow, end)
+    return Trace(calls, image[0], shape, source, classifiers, flow.flops)
 
 
-def _watch(model: nn.Module, images: Tensor) -> tuple[list[Call], Any]:
+def _find_stages(
+    calls: list[Call], flow: Dataflow, end: Node, width: int, before: list[tuple[Call, int]]
+) -> None:
+    """Note what those calls emit that a stage can end with: the last ones of their modules."""
+    cuts = flow.cuts(end)
+    begins = min((call.began for call, _ in before), default=end.index + 1)
+    for call in {call.path: call for call in calls if call.path}.values():
+        if len(shapes_in(call.output)) != 1 or call.ended > begins:
+            continue
+        node = next((flow.nodes[index] for index in call.nodes if index in cuts), None)
+        if node is not None and len(node.shape) in (3, 4):
+            positions = flow.positions(node)
+            if positions is not None:
+                call.stage = Stage.at(call.path, positions[0], width)
+
+
+def _watch(model: nn.Module, images: Tensor) -> tuple[list[Call], Tensor, Dataflow]:
+    flow = Dataflow(images)
     stack: list[Call] = []
-    ended: list[tuple[Call, Any]] = []
+    ended: list[tuple[Call, list[Tensor]]] = []
 
     def enter(path: str) -> Callable:
-        def hook(module: nn.Module, args: tuple) -> None:
-            call = Call(path, parent=stack[-1] if stack else None)
-            call.inputs = apply_to(args, torch.is_tensor, _meta)
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            call = Call(path, parent=stack[-1] if stack else None, began=len(flow.nodes))
+            call.own_flops, call.own_products = -flow.flops, -flow.products
+            call.inputs = apply_to((args, kwargs), torch.is_tensor, _seen)
             if call.parent:
                 call.parent.children.append(call)
             stack.append(call)
@@ -207,51 +247,85 @@ def _watch(model: nn.Module, images: Tensor) -> tuple[list[Call], Any]:
 
     def leave(module: nn.Module, args: tuple, output: Any) -> None:
         call = stack.pop()
-        call.output = apply_to(output, torch.is_tensor, _meta)
-        ended.append((call, output))
+        call.output = apply_to(output, torch.is_tensor, _seen)
+        call.ended, call.flops, call.products = len(flow.nodes), flow.flops, flow.products
+        call.own_flops += flow.flops
+        call.own_products += flow.products
+        ended.append((call, tensors_in(output)))
 
     with hooked() as handles:
         for path, module in model.named_modules():
-            handles.append(module.register_forward_pre_hook(enter(path)))
-            handles.append(module.register_forward_hook(leave))
-        try:
-            logits = model(images)
-        except Exception as error:
-            channels, *sides = images.shape[1:]
-            size = 'x'.join(map(str, sides))
-            message = ' '.join(str(error).split()) or type(error).__name__
-            raise SetupError(
-                f'{type(model).__name__} fails on images of {size} pixels with {channels} '
-                f'channels ({message}): set '
-                'model.input_size (teacher: model.teacher_input.size) to a size that it takes'
-            ) from error
-    for call, output in ended:
-        call.makes_logits = same_tensor(output, logits)
-    return [call for call, _ in ended], logits
+            if not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
+                hook = module.register_forward_pre_hook(enter(path), with_kwargs=True)
+                handles += [hook, module.register_forward_hook(leave)]
+        with flow:
+            output = model(images)
+            try:
+                logits = vector_of(output, headless=num_classes(model) == 0)
+            except SetupError as error:
+                raise SetupError(f'{type(model).__name__}: {error}') from error
+    for call, tensors in ended:
+        nodes = [(t, node) for t in tensors if (node := flow.node_of(t)) is not None]
+        if all(node.index < call.ended and flow.is_final(t, node) for t, node in nodes):
+            call.nodes = tuple(node.index for _, node in nodes)
+    return [call for call, _ in ended], logits, flow
 
 
-def same_tensor(a: Any, b: Any) -> bool:
-    """Return whether two values are the same tensor, or views of all of it."""
-    tensors = torch.is_tensor(a) and torch.is_tensor(b)
-    return tensors and a.data_ptr() == b.data_ptr() and a.shape == b.shape
+def _logits_call(calls: list[Call], flow: Dataflow, end: Node) -> Call:
+    nodes = {calls[-1].nodes}
+    while len(end.reads) == 1 and not end.weighty:  # what only has another shape
+        source = flow.nodes[end.reads[0]]
+        if torch.Size(source.shape).numel() != torch.Size(end.shape).numel():
+            break
+        if source.shape != end.shape:
+            nodes.add((source.index,))
+        end = source
+    return next((call for call in calls if call.nodes in nodes), calls[-1])
 
 
-def _meta(tensor: Tensor) -> Tensor:
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device='meta')
+def _classifiers(
+    calls: list[Call], flow: Dataflow, end: Node, logits: Shape
+) -> list[tuple[Call, int]]:
+    """Return the calls in which the last products on the way to the logits are."""
+    found: dict[Call, int] = {}
+    waiting, seen = [end], set()
+    while waiting:
+        node = waiting.pop()
+        if node.index in seen:
+            continue
+        seen.add(node.index)
+        if not node.weighty:
+            waiting += [flow.nodes[index] for index in node.reads]
+        elif logits.dims[-1][1] in node.shape[1:]:
+            inside = (call for call in calls if call.began <= node.index < call.ended)
+            call = next(inside)
+            first = next((s for s in shapes_in(call.inputs) if s.batched), None)
+            if call.path and first is not None and first.dims[0] == (1, 0):
+                convolves = 'conv' in str(node.func)
+                found[call] = 1 if convolves else len(first.dims) - 1
+    vectors = {call: dim for call, dim in found.items() if _is_vector(call, dim)}
+    return sorted((vectors or found).items(), key=lambda entry: entry[0].began)
+
+
+def _is_vector(call: Call, dim: int) -> bool:
+    shape = next(s for s in shapes_in(call.inputs) if s.batched)
+    return all(fixed == 1 for i, (_, fixed) in enumerate(shape.dims) if i not in (0, dim))
+
+
+def _seen(tensor: Tensor) -> Shape:
+    return Shape(tuple((0, size) for size in tensor.shape), tensor.dtype)
 
 
 def _merge(one: Any, two: Any) -> Any:
-    """Make a :class:`Shape` of each pair of tensors for a batch of one and of two."""
-    of_two: list[Tensor] = []
-    apply_to(two, torch.is_tensor, of_two.append)
-    pairs = iter(of_two)
+    """Make a :class:`Shape` of each pair that was seen with a batch of one and of two."""
+    pairs = iter(shapes_in(two))
 
-    def shape(tensor: Tensor) -> Shape:
+    def merged(seen: Shape) -> Shape:
         # factor + fixed = a, 2 * factor + fixed = b
-        sizes = zip(tensor.shape, next(pairs).shape, strict=True)
-        return Shape(tuple((b - a, 2 * a - b) for a, b in sizes), tensor.dtype)
+        sizes = zip(seen.dims, next(pairs).dims, strict=True)
+        return Shape(tuple((b - a, 2 * a - b) for (_, a), (_, b) in sizes), seen.dtype)
 
-    return apply_to(one, torch.is_tensor, shape)
+    return apply_to(one, is_shape, merged)
 
 
 def is_shape(value: Any) -> bool:
@@ -259,17 +333,41 @@ def is_shape(value: Any) -> bool:
     return isinstance(value, Shape)
 
 
+def shapes_in(value: Any) -> list[Shape]:
+    """Return what stands for tensors in nested containers, in order."""
+    found: list[Shape] = []
+    apply_to(value, is_shape, found.append)
+    return found
+
+
 def feature_of(output: Any) -> Any:
-    """Return the one tensor, or batched :class:`Shape`, in what a module returns.
+    """Return the one tensor, or :class:`Shape`, in what a module returns.
 
     Raises:
         SetupError: If there is none, or more than one.
     """
-    found: list = []
-    apply_to(output, lambda x: torch.is_tensor(x) or (is_shape(x) and x.batched), found.append)
+    found = tensors_in(output) or shapes_in(output)
     if len(found) != 1:
         raise SetupError(
             'a stage must end with a module that returns one feature, and this one returns '
             f'{len(found)} tensors; name another in `stages`'
         )
     return found[0]
+
+
+def pooled_of(inputs: list[Tensor], dims: list[int]) -> Tensor:
+    """Return the pooled feature ``(N, D)``, by what enters the classifiers.
+
+    Args:
+        inputs: Vectors, or maps and tokens, whose mean over the positions is taken. Of
+            several vectors, the mean, or, where their widths differ, all, one after another.
+        dims: The dimension of the channels of each.
+    """
+    vectors = [
+        x if x.ndim == 2 else x.movedim(dim, 1).flatten(2).mean(2)
+        for x, dim in zip(inputs, dims, strict=True)
+    ]
+    if len(vectors) == 1:
+        return vectors[0]
+    same = len({vector.shape for vector in vectors}) == 1
+    return torch.stack(vectors).mean(0) if same else torch.cat(vectors, dim=1)

@@ -1,18 +1,18 @@
 """One view of every classifier: its stages, pooled feature, logits and tails."""
 
-import contextlib
 import difflib
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from functools import cached_property
 
 from torch import nn
 
 from ..errors import SetupError
-from . import catalog
+from ..outputs import num_classes
+from .choice import choose
 from .stage import LAYOUTS, Stage
 from .tail import Tail
-from .trace import Call, Shape, channels_of, feature_of, is_shape, trace
+from .trace import Call, Trace, feature_of, is_shape, shapes_in, trace
 
 
 def describe(
@@ -33,17 +33,17 @@ def view_of(model: nn.Module) -> 'ModelView':
 class ModelView:
     """What connectors and recorders need to know of a classifier, found by watching it.
 
-    Everything is found when it is first asked for, by running one small batch
-    through the model in eval mode: without gradients, without a change to
-    weights, BatchNorm statistics, random state, modes or hooks.
+    Everything is found when it is first asked for, by running fake tensors through the
+    model, see :func:`trace`: without a change to weights, statistics, random state, modes
+    or hooks.
 
     Args:
-        model: A classifier; ``model(images)`` returns logits ``(N, C)``.
+        model: A classifier; ``model(images)`` returns logits ``(N, C)``. Also one that says
+            ``num_classes == 0`` and returns a feature.
         input_size: Side or ``(H, W)`` of the images in pixels. By default what
             the model was built for, if it says so, else 224.
-        stages: What ends the stages, for a model that the catalog does not know:
-            module paths, or dicts with ``module`` and any of ``layout``,
-            ``prefix``, ``channels``, ``grid``.
+        stages: What ends the stages, in place of what :func:`choose` finds: module paths,
+            or dicts with ``module`` and any of ``layout``, ``prefix``, ``channels``, ``grid``.
     """
 
     def __init__(
@@ -58,60 +58,68 @@ class ModelView:
         self._given = stages
 
     @cached_property
-    def channels(self) -> int:
-        """Number of channels of the images."""
-        return channels_of(self.model, self.input_size)
-
-    @cached_property
-    def _trace(self) -> tuple[list[Call], Shape]:
+    def trace(self) -> Trace:
+        """What was seen of a forward."""
         return trace(self.model, self.input_size)
 
     @cached_property
     def calls(self) -> dict[str, list[Call]]:
         """The calls of each module during a forward, in order."""
         calls: dict[str, list[Call]] = {}
-        for call in self._trace[0]:
+        for call in self.trace.calls:
             calls.setdefault(call.path, []).append(call)
         return calls
 
     @property
+    def channels(self) -> int:
+        """Number of channels of the images."""
+        return self.trace.channels
+
+    @property
+    def headless(self) -> bool:
+        """Whether the model says that it has no classes, and returns a feature."""
+        return num_classes(self.model) == 0
+
+    @property
     def num_classes(self) -> int:
-        """Number of classes: the width of the logits."""
-        return self._trace[1].dims[1][1]
+        """Number of classes: the width of the logits; 0 where there is no head."""
+        return 0 if self.headless else self.trace.logits.dims[1][1]
 
     @property
     def width(self) -> int:
         """Width D of the pooled feature ``(N, D)``."""
-        return self.calls[self.classifiers[0]][-1].inputs[0].dims[1][1]
+        if self.headless:
+            return self.trace.logits.dims[1][1]
+        widths = [
+            next(s for s in shapes_in(call.inputs) if s.batched).dims[dim][1]
+            for call, dim in self.trace.classifiers
+        ]
+        return widths[0] if len({*widths}) == 1 else sum(widths)
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
         """The stages, in order.
 
         Raises:
-            SetupError: If the model is not in the catalog and its stages are not
-                given, or what is given does not fit.
+            SetupError: If they are not found and not given, or what is given does not fit.
         """
         if self._given is not None:
             return tuple(self._given_stage(entry) for entry in self._given)
-        stack = catalog.find_stack(self.model)
-        if stack is None:
-            raise self._unknown('it is neither a timm model nor in the table of mmpretrain')
-        outputs, reductions = [], []
-        for i, module in enumerate(stack.modules):
-            for path in self._called(module):
-                channels = stack.channels[i] if stack.channels else None
-                outputs.append(self._measured(path, stack.prefix, channels))
-                reductions += stack.reductions[i : i + 1]
         try:
-            return tuple(catalog.choose(outputs, tuple(reductions)))
+            return choose(self.trace, self.model)
         except SetupError as error:
-            raise self._unknown(str(error)) from error
+            raise SetupError(
+                f'the stages of {self._name} are not found: {error}; take a method on logits or '
+                'pooled features (kd, dist, rsd), or name the stages: '
+                f'stages={self._suggestion()} (in model: student_stages or teacher_stages; '
+                'tools/print_stages.py --all lists what can be named)'
+            ) from error
 
     def source(self, name: str) -> Stage | None:
         """Return what a recorder's source is: a stage, or a vector like one; labels are none."""
         if name == 'pooled':
-            return Stage(self.classifiers[0], 'NC', channels=self.width, grid=(1, 1))
+            path = '' if self.headless else self.classifiers[0]
+            return Stage(path, 'NC', channels=self.width, grid=(1, 1))
         if name == 'logits':
             return Stage(self.logits_module, 'NC', channels=self.num_classes, grid=(1, 1))
         if name in ('labels', 'classes'):
@@ -127,38 +135,41 @@ class ModelView:
             )
         return self.stages[number - 1]
 
-    @cached_property
+    @property
     def logits_module(self) -> str:
-        """Path of the innermost module that returns the logits."""
-        return next(call.path for call in self._trace[0] if call.makes_logits)
+        """Path of the innermost module that returns the logits, perhaps in another shape.
 
-    @cached_property
-    def classifiers(self) -> tuple[str, ...]:
-        """Paths of the modules that turn the pooled feature into logits.
-
-        One, as a rule. A distilled DeiT has two, and the mean of their inputs is
-        its pooled feature.
+        Raises:
+            SetupError: If the model has no head.
         """
-        last = self.calls[self.logits_module][-1]
-        if _is_vector(last.inputs):
-            return (last.path,)
-        modules = dict(self.model.named_modules())
-        logits = self._trace[1]
-        heads = tuple(
-            call.path
-            for call in self._trace[0]
-            if call.output == logits and _is_vector(call.inputs) and not call.children
-            if any(True for _ in modules[call.path].parameters())
-        )
-        if not heads:
+        if self.headless:
+            raise SetupError(
+                f'{self._name} has no head, and so no logits: take a method on features (rsd, '
+                'fitnet), or give it a head (num_classes=...)'
+            )
+        return self.trace.logits_call.path
+
+    @property
+    def classifiers(self) -> tuple[str, ...]:
+        """Paths of the modules that turn the pooled feature into logits, see :func:`pooled_of`.
+
+        One, as a rule. A distilled DeiT has two.
+        """
+        found = tuple(call.path for call, _ in self.trace.classifiers)
+        if not found and not self.headless:
             raise SetupError(f'{self._name}: no module makes logits from a pooled feature (N, D)')
-        return heads
+        return found
+
+    @property
+    def classifier_dims(self) -> list[int]:
+        """The dimension of the channels in what enters each classifier."""
+        return [dim for _, dim in self.trace.classifiers]
 
     def features(self) -> list[tuple[str, tuple[int, ...]]]:
         """Return the modules that could end a stage, with the shape of their output."""
         return [
             (call.path, tuple(fixed for _, fixed in call.output.dims[1:]))
-            for call in self._trace[0]
+            for call in self.trace.calls
             if call.path and is_shape(call.output) and call.output.is_feature
         ]
 
@@ -170,8 +181,8 @@ class ModelView:
 
     @property
     def _name(self) -> str:
-        backbone = getattr(self.model, 'backbone', None) or getattr(self.model, 'model', None)
-        return type(self.model if backbone is None else backbone).__name__
+        inner = (getattr(self.model, name, None) for name in ('backbone', 'model'))
+        return type(next((m for m in inner if isinstance(m, nn.Module)), self.model)).__name__
 
     def _called(self, path: str) -> list[str]:
         """Return the path of a module, or those of its children where it is never called."""
@@ -179,15 +190,6 @@ class ModelView:
             return [path]
         children = self.model.get_submodule(path).named_children()
         return [called for name, _ in children for called in self._called(f'{path}.{name}')]
-
-    def _measured(self, path: str, prefix: int, channels: int | None) -> Stage:
-        sizes = self._sizes(path)
-        if len(sizes) == 2:
-            stage = Stage(path, 'NLC', prefix)
-        else:
-            channels_last = channels is not None and sizes[0] != channels
-            stage = Stage(path, 'NHWC' if channels_last else 'NCHW')
-        return stage.measured(sizes, self.input_size)
 
     def _sizes(self, path: str) -> tuple[int, ...]:
         """Return the shape of what a module returns for one image."""
@@ -212,6 +214,9 @@ class ModelView:
             children = ' or '.join(self._called(path)[-2:]) or 'another module'
             raise SetupError(f"stages: '{path}' is never called itself; name {children} instead")
         sizes = self._sizes(path)
+        found = self.calls[path][-1].stage
+        if found is not None and not entry.keys() & {'layout', 'prefix', 'grid'}:
+            entry = {**asdict(found), **entry}
         entry.setdefault('layout', 'NCHW' if len(sizes) == 3 else 'NLC')
         if unknown := entry.keys() - {field.name for field in fields(Stage)}:
             raise SetupError(f"stages: '{path}' has the unknown keys {sorted(unknown)}")
@@ -222,39 +227,13 @@ class ModelView:
             raise SetupError(f"stages: '{path}' has grid={entry['grid']}, which is not (H, W)")
         return Stage(**entry).measured(sizes, self.input_size)
 
-    def _unknown(self, why: str) -> SetupError:
-        return SetupError(
-            f'the stages of {self._name} are not known: {why}; write them into the config, for '
-            f'example stages={self._suggestion()} (in model: student_stages or teacher_stages; '
-            'python tools/print_stages.py --all lists what can be named)'
-        )
-
     def _suggestion(self) -> list[str | dict]:
-        """Return four modules that may end the stages, all as shallow as there are enough."""
-        level = self.calls['']
-        while level:
-            level = [child for call in level for child in call.children]
-            row = [call for call in level if is_shape(call.output) and call.output.is_feature]
-            row = [(call, entry) for call in row if (entry := self._entry_for(call.path))]
-            last = {call.output.positions: entry for call, entry in row}
-            if len(last) >= 4:
-                return list(last.values())[-4:]
-            if len(row) >= 4:
-                return [row[len(row) * k // 4 - 1][1] for k in range(1, 5)]
-        return []
-
-    def _entry_for(self, path: str) -> str | dict | None:
-        """Return what to write into `stages` for a module, None if it has no grid."""
-        for prefix in (0, 1, 2):
-            with contextlib.suppress(SetupError):
-                self._measured(path, prefix, channels=None)
-                return {'module': path, 'prefix': prefix} if prefix else path
-        return None
-
-
-def _is_vector(inputs: tuple) -> bool:
-    """Whether a module was called with one vector per image."""
-    return bool(inputs) and is_shape(inputs[0]) and len(inputs[0].dims) == 2
+        """Return modules that return a map or tokens, the last of each of the last four sizes."""
+        last = {}
+        for call in self.trace.calls:
+            if call.path and is_shape(call.output) and call.output.is_feature:
+                last[call.output.dims] = call.path
+        return [*last.values()][-4:]
 
 
 def _built_for(model: nn.Module) -> int | tuple[int, int] | None:

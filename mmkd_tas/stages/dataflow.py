@@ -1,0 +1,294 @@
+"""One forward of a model as a graph of tensor operations, and the positions of what it makes."""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from mmengine.utils import apply_to
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from .stage import in_order
+
+
+@dataclass(eq=False)
+class Node:
+    """A tensor that depends on the images, and the operation that made it.
+
+    Attributes:
+        index: Number of the node; those it is made from have smaller ones.
+        reads: The nodes that the operation depends on.
+        shape: Of the tensor.
+        flops: Floating point operations of the forward up to here.
+        products: Number of convolutions and products up to here.
+        weighty: Whether the operation is one of them.
+        writes: Whether it changed a tensor in place.
+        func: The operation; None for the images.
+        args: Its arguments, and then those with names, with a :class:`Node` for every
+            tensor that depends on the images.
+        which: Number of the tensor among those that the operation returned.
+    """
+
+    index: int
+    reads: tuple[int, ...]
+    shape: tuple[int, ...]
+    flops: int
+    products: int
+    weighty: bool
+    writes: bool
+    func: Any
+    args: tuple
+    which: int
+
+
+class Dataflow(TorchDispatchMode):
+    """Record, while it is entered, every operation on what depends on the images.
+
+    A write in place makes a new node of the whole storage, which later reads through
+    any view depend on.
+
+    Args:
+        images: Where everything begins, ``(N, C, H, W)``.
+    """
+
+    def __init__(self, images: Tensor) -> None:
+        super().__init__()
+        self.nodes: list[Node] = []
+        self.flops = self.products = 0
+        self._node_of: dict[int, Node] = {}
+        self._written: dict[int, Node] = {}
+        self._alive: list[Tensor] = []  # or an id could be given away twice
+        self.image_size = tuple(images.shape[-2:])
+        self._note(images, (), False, False, None, (), 0)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        """Run an operation, and note it."""
+        kwargs = kwargs or {}
+        before = tensors_in((args, kwargs))
+        nodes = [node for t in before if (node := self.node_of(t)) is not None]
+        own = apply_to((args, kwargs), torch.is_tensor, lambda t: self._node_of.get(id(t), t))
+        output = func(*args, **kwargs)
+        flops = _flops_of(func, args, kwargs, output)
+        self.flops += flops
+        self.products += flops > 0
+        if nodes:
+            reads = tuple(sorted({node.index for node in nodes}))
+            writes = any(a.alias_info and a.alias_info.is_write for a in func._schema.arguments)
+            for which, tensor in enumerate(tensors_in(output)):
+                self._note(tensor, reads, flops > 0, writes, func, (*own[0], own[1]), which)
+        return output
+
+    def _note(self, tensor: Tensor, reads: tuple, weighty: bool, writes: bool, *made: Any) -> None:
+        index, shape = len(self.nodes), tuple(tensor.shape)
+        node = Node(index, reads, shape, self.flops, self.products, weighty, writes, *made)
+        self.nodes.append(node)
+        self._node_of[id(tensor)] = node
+        self._alive.append(tensor)
+        if writes:
+            self._written[_storage(tensor)] = node
+
+    def node_of(self, tensor: Tensor) -> Node | None:
+        """Return the node that a tensor now depends on, None if not on the images."""
+        found = [self._node_of.get(id(tensor)), self._written.get(_storage(tensor))]
+        return max(filter(None, found), key=lambda node: node.index, default=None)
+
+    def is_final(self, tensor: Tensor, node: Node) -> bool:
+        """Whether a tensor is still what it was when it was given this node, and all of it."""
+        if node.writes and tensor.numel() != tensor.untyped_storage().nbytes() // tensor.itemsize:
+            return False
+        return self.node_of(tensor) is node
+
+    def leading_to(self, node: Node) -> set[int]:
+        """Return the numbers of all nodes that a node is made from, and its own."""
+        found = {node.index}
+        for index in range(node.index, -1, -1):
+            if index in found:
+                found.update(self.nodes[index].reads)
+        return found
+
+    def cuts(self, logits: Node) -> set[int]:
+        """Return the numbers of the nodes through which every path to the logits leads.
+
+        A node is one if none of those before it is read by one after it.
+        """
+        found, relevant = set(), sorted(self.leading_to(logits))
+        furthest = dict.fromkeys(relevant, 0)
+        for index in relevant:
+            for read in self.nodes[index].reads:
+                furthest[read] = index
+        reach = 0
+        for index in relevant:
+            if reach <= index:
+                found.add(index)
+            reach = max(reach, furthest[index])
+        return found
+
+    @cached_property
+    def positions(self) -> 'Positions':
+        """Where in the images the elements of each tensor come from."""
+        return Positions(self)
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return the tensors in nested containers, in order."""
+    found: list[Tensor] = []
+    apply_to(value, torch.is_tensor, found.append)
+    return found
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _flops_of(func: Any, args: tuple, kwargs: dict, output: Any) -> int:
+    packet = func._overloadpacket
+    if packet not in flop_registry and 'scaled_dot_product' in packet.__name__:
+        packet = torch.ops.aten._scaled_dot_product_flash_attention
+    if packet not in flop_registry:
+        return 0
+    return int(flop_registry[packet](*args, **kwargs, out_val=output))
+
+
+# --- Positions -------------------------------------------------------------------
+
+# Operations that move elements, or take some of them, and compute nothing.
+_MOVES = (
+    'view _unsafe_view reshape permute transpose t expand slice select unbind split '
+    'split_with_sizes chunk cat stack roll flip unsqueeze squeeze unflatten flatten repeat im2col '
+    'unfold pixel_unshuffle pixel_shuffle channel_shuffle native_channel_shuffle constant_pad_nd '
+    'reflection_pad2d replication_pad2d index index_select gather as_strided slice_scatter '
+    'select_scatter repeat_interleave movedim narrow'
+).split()
+# Whose output has another grid than the input: convolutions, pools, interpolation.
+_RESAMPLES = ('conv', 'pool', 'upsample')
+_PRODUCTS = ('mm', 'addmm', 'bmm', 'baddbmm', 'linear', 'matmul')
+_CONSTANT, _UNKNOWN = -1, -2
+
+
+class Positions:
+    """For each tensor the pixel, ``row * width + column``, that its elements stand for.
+
+    What moves elements moves their positions; a convolution or a pool of stride s takes
+    those of every s-th row and column; what computes position by position keeps them. So
+    the positions tell what no shape does: which dimension is the channels, how many
+    tokens of constants stand in front, and whether the others are in the order of the image.
+
+    Constants have the position -1, padding -2. Where nothing is known, there is None.
+
+    Args:
+        flow: The recorded forward.
+    """
+
+    def __init__(self, flow: Dataflow) -> None:
+        self._known: dict[int, Tensor | None] = {}
+        images = flow.nodes[0]
+        height, width = flow.image_size
+        self._pixels = torch.arange(float(height * width)).view(1, 1, height, width)
+        self._known[images.index] = self._pixels.expand(images.shape)
+
+    def __call__(self, node: Node) -> Tensor | None:
+        """Return the positions of a tensor, in its shape."""
+        # Without recursion: there are models of thousands of operations in a row.
+        waiting: list[tuple[Node, Generator]] = []
+        while True:
+            if node.index in self._known:
+                answer = self._known[node.index]
+            else:
+                waiting.append((node, self._find(node)))
+                answer = None
+            while waiting:
+                asking, steps = waiting[-1]
+                try:
+                    node = steps.send(answer)
+                    break
+                except StopIteration as finished:
+                    waiting.pop()
+                    self._known[asking.index] = answer = finished.value
+            else:
+                return answer
+
+    def _find(self, node: Node) -> Generator[Node, Tensor | None, Tensor | None]:
+        """Ask for the positions of the arguments, as far as they are needed."""
+        name = node.func._overloadpacket.__name__.removesuffix('_').removesuffix('_copy')
+        sources = [value for value in _flat(node.args) if isinstance(value, Node)]
+        if name in _MOVES:
+            found = {}
+            for source in sources:
+                found[source.index] = yield source
+            return _moved(node, found)
+        if any(kind in name for kind in _RESAMPLES):
+            source = yield sources[0]
+            pools = 'pool' in name or (sources[0].index > 0 and max(sources[0].shape[2:]) > 3)
+            return self._resampled(source, node.shape, pools)
+        best = None
+        if name in _PRODUCTS or 'scaled_dot_product' in name:
+            for source in sources:
+                if source.shape[:-1] == node.shape[:-1] and best is None:
+                    rows = yield source
+                    best = rows if rows is None else rows.amax(-1, keepdim=True).expand(node.shape)
+            return best
+        for source in sources:
+            if source.shape == node.shape:
+                found = yield source
+                if found is not None and found.amax() > found.amin():
+                    return found
+                best = found if best is None else best
+        return best
+
+    def _resampled(
+        self, positions: Tensor | None, shape: tuple[int, ...], pools: bool
+    ) -> Tensor | None:
+        if positions is None or positions.ndim != len(shape) or len(shape) not in (3, 4):
+            return None
+        kept = positions.amax(1, keepdim=True)
+        for dim in range(2, kept.ndim):  # without what was padded
+            others = [other for other in range(kept.ndim) if other != dim]
+            kept = kept.index_select(dim, kept.amax(others).gt(_UNKNOWN).nonzero().flatten())
+        grid = shape[2:]
+        if not kept.numel() or (pools and max(grid) == 1 and max(kept.shape[2:]) > 1):
+            return None  # a mean over all positions, or a layer over all, has none
+        if any(after > before for before, after in zip(kept.shape[2:], grid, strict=True)):
+            # An enlarged map begins anew, if it was one.
+            if len(grid) == 1 or not in_order(kept[0, 0], self._pixels.shape[-1]):
+                return None
+            kept = self._pixels
+        for dim, (before, after) in enumerate(zip(kept.shape[2:], grid, strict=True), 2):
+            kept = kept.index_select(dim, torch.arange(after) * before // after)
+        return kept.expand(shape)
+
+
+def _flat(value: Any) -> list:
+    if isinstance(value, tuple | list):
+        return [leaf for part in value for leaf in _flat(part)]
+    return _flat(tuple(value.values())) if isinstance(value, dict) else [value]
+
+
+def _moved(node: Node, positions: dict[int, Tensor | None]) -> Tensor | None:
+    """Do to the positions what an operation does to its tensors."""
+    if all(found is None for found in positions.values()):
+        return None
+
+    def stand_in(value: Any) -> Any:
+        if isinstance(value, Node):
+            found = positions[value.index]
+            return torch.full(value.shape, float(_UNKNOWN)) if found is None else found.detach()
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return torch.full(value.shape, float(_CONSTANT))
+        if isinstance(value, tuple | list):
+            return type(value)(map(stand_in, value))
+        return value
+
+    *args, kwargs = node.args
+    args, kwargs = stand_in(args), {key: stand_in(value) for key, value in kwargs.items()}
+    function: Callable = node.func
+    if node.func is torch.ops.aten.constant_pad_nd.default:
+        args = [*args[:2], float(_UNKNOWN)]
+    elif node.func in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
+        function = torch.ops.aten.reshape.default  # the positions may lie elsewhere in memory
+    try:
+        return tensors_in(function(*args, **kwargs))[node.which]
+    except Exception:  # as with an index whose numbers are not there
+        return None
