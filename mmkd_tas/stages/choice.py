@@ -61,8 +61,8 @@ def choose(seen: Trace, model: nn.Module) -> tuple[Stage, ...]:
     else:
         found = ', '.join(f'{p.calls[0].path!r} ({_size(p.stage)})' for p in points[:6])
         raise SetupError(
-            f'only {len(points)} modules return all that the rest of the model is computed from'
-            + (f': {found}' if found else '')
+            (f'only {found} return' if found else 'no module returns')
+            + ' all that the rest of the model is computed from'
         )
     upto = [*(point.flops for point in points), seen.flops]
     gaps = [after - before for before, after in itertools.pairwise(upto)]

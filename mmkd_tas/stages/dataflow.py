@@ -154,14 +154,13 @@ def _flops_of(func: Any, args: tuple, kwargs: dict, output: Any) -> int:
 
 # --- Positions -------------------------------------------------------------------
 
-# Operations that move elements, or take some of them, and compute nothing.
-_MOVES = (
-    'view _unsafe_view reshape permute transpose t expand slice select unbind split '
-    'split_with_sizes chunk cat stack roll flip unsqueeze squeeze unflatten flatten repeat im2col '
-    'unfold pixel_unshuffle pixel_shuffle channel_shuffle native_channel_shuffle constant_pad_nd '
-    'reflection_pad2d replication_pad2d index index_select gather as_strided slice_scatter '
-    'select_scatter repeat_interleave movedim narrow'
-).split()
+# Operations that move elements and compute nothing, beside those that return views.
+_MOVES = {
+    *('_unsafe_view', 'cat', 'stack', 'roll', 'flip', 'repeat', 'index', 'index_select', 'gather'),
+    *('im2col', 'pixel_shuffle', 'pixel_unshuffle', 'channel_shuffle', 'native_channel_shuffle'),
+    *('constant_pad_nd', 'reflection_pad2d', 'replication_pad2d', 'repeat_interleave'),
+    *('slice_scatter', 'select_scatter'),
+}
 # Whose output has another grid than the input: convolutions, pools, interpolation.
 _RESAMPLES = ('conv', 'pool', 'upsample')
 _PRODUCTS = ('mm', 'addmm', 'bmm', 'baddbmm', 'linear', 'matmul')
@@ -212,9 +211,11 @@ class Positions:
 
     def _find(self, node: Node) -> Generator[Node, Tensor | None, Tensor | None]:
         """Ask for the positions of the arguments, as far as they are needed."""
-        name = node.func._overloadpacket.__name__.removesuffix('_').removesuffix('_copy')
+        name = node.func._overloadpacket.__name__
+        returns = node.func._schema.returns
+        views = any(r.alias_info and not r.alias_info.is_write for r in returns)
         sources = [value for value in _flat(node.args) if isinstance(value, Node)]
-        if name in _MOVES:
+        if views or name in _MOVES:
             found = {}
             for source in sources:
                 found[source.index] = yield source
@@ -284,8 +285,8 @@ def _moved(node: Node, positions: dict[int, Tensor | None]) -> Tensor | None:
     *args, kwargs = node.args
     args, kwargs = stand_in(args), {key: stand_in(value) for key, value in kwargs.items()}
     function: Callable = node.func
-    if node.func is torch.ops.aten.constant_pad_nd.default:
-        args = [*args[:2], float(_UNKNOWN)]
+    if '_pad' in node.func._overloadpacket.__name__:
+        function, args = torch.ops.aten.constant_pad_nd.default, [*args[:2], float(_UNKNOWN)]
     elif node.func in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
         function = torch.ops.aten.reshape.default  # the positions may lie elsewhere in memory
     try:

@@ -29,15 +29,39 @@ def test_a_model_of_ones_own_by_its_stages_alone():
     torch.testing.assert_close(view.tail(2)(feature).logits, expected)
 
 
-def test_an_unknown_model_is_told_the_lines_to_add():
+def test_what_is_found_is_what_one_would_declare():
+    assert describe(OwnClassifier(), 16).stages == describe(OwnClassifier(), 16, OWN).stages
+
+
+class Streams(nn.Module):
+    """Two features go from part to part, and meet at the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = nn.ModuleList(nn.Conv2d(3 if i == 0 else 4, 4, 3, 2, 1) for i in range(4))
+        self.two = nn.ModuleList(nn.Conv2d(3 if i == 0 else 4, 4, 3, 2, 1) for i in range(4))
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x):
+        one = two = x
+        for ours, theirs in zip(self.one, self.two, strict=True):
+            one, two = ours(one) + 1, theirs(two) * 2
+        return self.fc(torch.cat([one, two], 1).mean((2, 3)))
+
+
+def test_where_there_are_no_such_points_the_error_says_what_to_do():
+    view = describe(Streams(), 32)
     with pytest.raises(SetupError) as error:
-        _ = describe(OwnClassifier(), 16).stages
+        _ = view.stages
     message = str(error.value)
-    assert 'the stages of OwnClassifier are not known' in message
-    assert 'neither a timm model nor in the table' in message
-    # adding the lines works
+    assert 'the stages of Streams are not found: no module returns all' in message
+    assert (view.num_classes, view.width, view.classifiers) == (5, 8, ('fc',))
+    # naming stages works, as far as no tail is asked for
     stages = eval(message[message.index('stages=[') + len('stages=') : message.index('] (') + 1])
-    assert len(describe(OwnClassifier(), 16, stages).stages) == len(stages) == 4
+    view = describe(Streams(), 32, stages)
+    assert [stage.grid for stage in view.stages] == [(16, 16), (8, 8), (4, 4), (2, 2)]
+    with pytest.raises(SetupError, match='does not follow from its output alone'):
+        view.tail(2)
 
 
 @pytest.mark.parametrize(
@@ -136,10 +160,36 @@ def test_the_size_a_model_was_built_for_is_the_default():
     assert view_of(MODELS.build(ZOO['resnet'].cfg)).input_size == (224, 224)
 
 
-def test_a_model_that_is_no_classifier():
-    headless = MODELS.build({**ZOO['resnet'].cfg, 'head': None})
-    with pytest.raises(SetupError, match='not logits'):
-        _ = describe(headless, 64).stages
+class Detector(OwnClassifier):
+    def forward(self, inputs):
+        return {'boxes': self.early(inputs)}
+
+
+class Segmenter(OwnClassifier):
+    def forward(self, inputs):
+        return self.early(inputs)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'saying'),
+    [(Detector, 'returns dict'), (Segmenter, 'returns a tensor')],
+)
+def test_a_model_that_is_no_classifier(kind, saying):
+    with pytest.raises(SetupError, match=saying):
+        _ = describe(kind(), 16).stages
+
+
+def test_a_model_without_a_head():
+    model = MODELS.build({**ZOO['resnet'].cfg, 'head': None})
+    view = describe(model, 64)
+    assert [stage.module[-6:] for stage in view.stages] == ['layer1', 'layer2', 'layer3', 'layer4']
+    assert (view.num_classes, view.width, view.classifiers) == (0, 64, ())
+    with pytest.raises(SetupError, match='has no head, and so no logits'):
+        view.source('logits')
+    recorder = recorder_of(model, 'pooled')
+    with recorder:
+        output = model.eval()(torch.randn(2, 3, 64, 64))
+    torch.testing.assert_close(recorder.get_record_data(), output[-1])
 
 
 def test_subclasses_resolve_like_their_parents():
