@@ -5,10 +5,13 @@ import pickle
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import torch
 from mmengine.logging import print_log
+from mmengine.optim import OptimWrapperDict
+from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -22,6 +25,8 @@ _WEIGHT_KEYS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')
 # What wrappers put in front of a model's own keys: DDP, this package's
 # algorithm, and mmpretrain's TimmClassifier, alone or nested.
 _PREFIXES = ('', 'module.', 'architecture.', 'architecture.model.', 'model.', 'module.model.')
+# Of a schedule's state, what is no setting.
+_PROGRESS = ('optimizer', 'last_step', 'base_values', 'param_name', 'verbose')
 
 
 def read_checkpoint(path: str | Path) -> dict:
@@ -143,6 +148,83 @@ def check_fit(expected: dict, weights: dict, path: str | Path, what: str) -> Non
         f"{what}: '{path}' is of another architecture than the model; of {len(expected)} keys "
         + '; '.join(parts)
     )
+
+
+def overridden(runner: Runner, checkpoint: dict) -> list[str]:
+    """Return what of the config gives way to a checkpoint that a run resumes from.
+
+    mmengine takes from it every setting of the optimizer and of the schedules, and the seed.
+
+    Args:
+        runner: Has built optimizer and schedules from the config, and loaded neither.
+        checkpoint: Of mmengine.
+
+    Raises:
+        SetupError: If its optimizer is of another kind, or groups the weights otherwise.
+    """
+    found = {}
+    saved = checkpoint.get('optimizer')
+    if saved is not None:
+        wrapper = runner.optim_wrapper
+        several = isinstance(wrapper, OptimWrapperDict)
+        for name, own in wrapper.items() if several else [('', wrapper)]:
+            path = '.'.join(filter(None, ['optim_wrapper', name, 'optimizer']))
+            theirs = (saved[name] if name else saved)['param_groups']
+            _check_groups(path, own.optimizer.param_groups, theirs)
+            for ours, other in zip(own.optimizer.param_groups, theirs, strict=True):
+                # What a schedule moves has the value it starts from beside it.
+                moved = {key.removeprefix('initial_') for key in ours if key.startswith('initial_')}
+                for key in ours.keys() & other.keys() - moved - {'params'}:
+                    values = other[key], ours[key]
+                    if _plain(values[0]) != _plain(values[1]):  # in the first such group
+                        found.setdefault(f'{path}.{key.removeprefix("initial_")}', values)
+    schedules, saved = runner.param_schedulers or [], checkpoint.get('param_schedulers') or []
+    for name in schedules if isinstance(schedules, dict) else ['']:
+        own, theirs = (schedules[name], saved[name]) if name else (schedules, saved)
+        path = '.'.join(filter(None, ['param_scheduler', name]))
+        found[f'the number of schedules ({path})'] = len(theirs), len(own)
+        for i, (ours, other) in enumerate(zip(own, theirs, strict=False)):
+            here = f'{path}.{i}' if len(own) > 1 else path
+            for key, value in vars(ours).items():
+                if key in other and key[0] != '_' and key not in _PROGRESS:
+                    found[f'{here}.{key}'] = other[key], value
+    seed = runner._randomness_cfg.get('seed')
+    if seed is not None:
+        found['randomness.seed'] = checkpoint['meta'].get('seed', seed), seed
+    return [
+        f'{key} {_plain(theirs)} (config: {_plain(ours)})'
+        for key, (theirs, ours) in sorted(found.items())
+        if _plain(theirs) != _plain(ours)
+    ]
+
+
+def _check_groups(path: str, ours: list[dict], theirs: list[dict]) -> None:
+    sizes, others = ([len(group['params']) for group in groups] for groups in (ours, theirs))
+    if sizes != others:
+        raise SetupError(
+            f'resume: the checkpoint has {sum(others)} weights in {len(others)} groups of the '
+            f'optimizer, and the config makes {sum(sizes)} in {len(sizes)}: put '
+            'optim_wrapper.paramwise_cfg back as it was, or start a new run from its weights, with '
+            'load_from=... in place of resuming'
+        )
+    # Flags are what versions of PyTorch differ in.
+    lacking = [
+        key
+        for key, value in ours[0].items()
+        if key not in theirs[0] and isinstance(value, float | tuple) and '_' not in key
+    ]
+    if lacking:
+        raise SetupError(
+            f'{path}: the checkpoint to resume from is of another optimizer, without '
+            f'{" and ".join(lacking)}: put the type back as it was, or start a new run from its '
+            'weights, with load_from=... in place of resuming'
+        )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        value = value.tolist()
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _listed(keys: Iterable[str], most: int = 6) -> str:

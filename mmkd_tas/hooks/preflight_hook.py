@@ -2,9 +2,9 @@
 
 from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
-from mmengine.runner import Runner, autocast
+from mmengine.runner import Runner, autocast, find_latest_checkpoint
 
-from ..checkpoint import check_fit, fingerprint
+from ..checkpoint import check_fit, fingerprint, overridden
 from ..errors import SetupError
 from ..models.distillers import StageDistiller
 from ..models.utils import unwrapped
@@ -21,7 +21,8 @@ class PreflightHook(Hook):
 
     - A checkpoint to resume from must be of the same model, key by key, and of a
       run with the same teacher: :func:`mmkd_tas.checkpoint.fingerprint` of its
-      weights is stored in the checkpoints.
+      weights is stored in the checkpoints. Settings of the config that give way to
+      the checkpoint's (learning rate, schedule, seed) are told.
     - The data sets and the heads must agree on the number of classes.
     - The images must have the size with which the stages were looked up, and as many channels
       as student and teacher take.
@@ -52,10 +53,17 @@ class PreflightHook(Hook):
         self.teacher_floor = teacher_floor
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Refuse to resume from the checkpoint of another model."""
+        """Refuse to resume from the checkpoint of another model; tell what else it decides."""
         if runner._resume:
             model = unwrapped(runner.model)
-            check_fit(model.state_dict(), checkpoint['state_dict'], runner._load_from, 'resume')
+            path = runner._load_from or find_latest_checkpoint(runner.work_dir)
+            check_fit(model.state_dict(), checkpoint['state_dict'], path, 'resume')
+            if settings := overridden(runner, checkpoint):
+                runner.logger.warning(
+                    f"resume: settings come from the checkpoint '{path}' and not "
+                    f'from the config: {"; ".join(settings)}. To train with those of the config, '
+                    'start a new run from its weights, with load_from=... in place of resuming'
+                )
 
     def before_train(self, runner: Runner) -> None:
         """Check the data, then the teacher."""

@@ -153,6 +153,67 @@ def test_resuming_another_model_is_refused(tmp_path):
         run.train()
 
 
+SAID = 'resume: settings come from the checkpoint'
+
+
+def test_settings_that_give_way_to_the_checkpoint_are_told(tmp_path, tiny_teacher):
+    adamw = 'optim_wrapper.optimizer'
+    steps = {'_delete_': True, 'type': 'MultiStepLR', 'milestones': [2], 'gamma': 0.1}
+    teacher = {'model.teacher_ckpt': str(tiny_teacher)}
+    runner(tmp_path, param_scheduler=dict(steps), **teacher).train()
+    with captured_log() as messages:
+        same = runner(tmp_path, param_scheduler=dict(steps), resume=True, **teacher)
+        same.train()
+    assert not [text for text in messages if SAID in text]
+    changes = {
+        f'{adamw}.lr': 0.01,
+        f'{adamw}.weight_decay': 0.3,
+        f'{adamw}.betas': [0.8, 0.999],
+        'param_scheduler': {**steps, 'gamma': 0.5, 'milestones': [3]},
+        'randomness.seed': 7,
+        'train_cfg.max_epochs': 2,  # which the checkpoint does not decide
+    }
+    with captured_log() as messages:
+        run = runner(tmp_path, **changes, **teacher, resume=True)
+        run.train()
+    (told,) = [text for text in messages if SAID in text]
+    for setting in (
+        'epoch_1.pth',
+        'optim_wrapper.optimizer.lr 0.001 (config: 0.01)',
+        'optim_wrapper.optimizer.weight_decay 0.05 (config: 0.3)',
+        'optim_wrapper.optimizer.betas (0.9, 0.999) (config: (0.8, 0.999))',
+        'param_scheduler.gamma 0.1 (config: 0.5)',
+        'param_scheduler.milestones ',
+        'randomness.seed 0 (config: 7)',
+        'load_from=',
+    ):
+        assert setting in told
+    assert 'max_epochs' not in told
+    # and so it was
+    group = run.optim_wrapper.param_groups[0]
+    assert (group['initial_lr'], group['weight_decay'], run.seed) == (0.001, 0.05, 0)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'saying'),
+    [
+        (
+            {'optim_wrapper.optimizer': dict(_delete_=True, type='SGD', lr=0.1, momentum=0.9)},
+            'of another optimizer, without momentum',
+        ),
+        (
+            {'optim_wrapper.paramwise_cfg.norm_decay_mult': 0},
+            'weights in 1 groups of the optimizer, and the config makes',
+        ),
+    ],
+)
+def test_resuming_with_another_optimizer_is_refused(tmp_path, changes, saying):
+    runner(tmp_path, param_scheduler=None).train()
+    run = runner(tmp_path, param_scheduler=None, resume=True, **changes)
+    with pytest.raises(SetupError, match=saying):
+        run.train()
+
+
 def test_resuming_with_another_teacher_is_refused(tmp_path):
     runner(tmp_path).train()
     more = {'resume': True, 'train_cfg.max_epochs': 2}
