@@ -34,7 +34,9 @@ pytestmark = pytest.mark.skipif(
 SLOW = pytest.mark.slow
 # The parts of the mixtures are methods of their own.
 METHODS = ['dkd', 'dist', 'tas', 'ofa-rsd', 'tas-hcd', 'crd']
-METHODS += [pytest.param(m, marks=SLOW) for m in ('kd', 'ofa', 'hcd', 'rsd', 'tas-rsd', 'fitnet')]
+METHODS += [
+    pytest.param(m, marks=SLOW) for m in ('kd', 'ofa', 'hcd', 'rsd', 'tas-rsd', 'fitnet', 'pat')
+]
 MIXER = dict(
     type='ImageClassifier',
     backbone=dict(

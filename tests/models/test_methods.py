@@ -9,7 +9,7 @@ from pairs import FAMILIES, batch, distillation, step, total
 from torch.nn.modules.batchnorm import _BatchNorm
 from zoo import CLASSES
 
-STAGES = ('ofa', 'tas', 'hcd', 'fitnet')
+STAGES = ('ofa', 'tas', 'hcd', 'fitnet', 'pat')
 VECTORS = ('kd', 'dkd', 'rsd', 'rsd-logits', 'cc', 'rkd', 'crd')  # which know no architecture
 METHODS = (*STAGES, *VECTORS)
 PAIRS = [

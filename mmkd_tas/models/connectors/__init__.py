@@ -4,6 +4,8 @@ from .decoupler import Decoupler
 from .exit_branch import ExitBranch
 from .hybrid_assistant import HybridAssistant
 from .pair_projector import PairProjector
+from .prompted_teacher import PromptedTeacher
+from .region_attention import RegionAttention
 from .stage_regressor import StageRegressor
 
 __all__ = [
@@ -12,6 +14,8 @@ __all__ = [
     'ExitBranch',
     'HybridAssistant',
     'PairProjector',
+    'PromptedTeacher',
+    'RegionAttention',
     'StageConnector',
     'StageRegressor',
 ]

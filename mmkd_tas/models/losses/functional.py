@@ -336,3 +336,26 @@ def _similarities(
 ) -> tuple[Tensor, Tensor]:
     """Return the similarities to positives ``(2, N)`` and negatives ``(2, N, K)``."""
     return (anchors * positives).sum(-1) / tau, anchors @ negatives.mT / tau
+
+
+@in_full_precision
+def hierarchical_context(preds_S: Tensor, preds_T: Tensor) -> Tensor:
+    r"""Return the mean squared error of maps at several resolutions, a scalar.
+
+    .. math:: \frac{1}{\sum_l 2^{-l}} \sum_l 2^{-l}\, \mathrm{MSE}(P_l(f^s), P_l(f^t))
+
+    with :math:`P_0` the map itself and then averages over 4 x 4, 2 x 2 and 1 x 1 regions, those
+    that are coarser than the map. Source: Chen et al., "Distilling Knowledge via Knowledge
+    Review", CVPR 2021 (HCL).
+
+    Args:
+        preds_S, preds_T: ``(N, C, H, W)``.
+    """
+    loss, weight, total = F.mse_loss(preds_S, preds_T), 1.0, 1.0
+    for side in (4, 2, 1):
+        if side < min(preds_S.shape[-2:]):
+            weight /= 2
+            total += weight
+            student, teacher = (F.adaptive_avg_pool2d(f, side) for f in (preds_S, preds_T))
+            loss = loss + weight * F.mse_loss(student, teacher)
+    return loss / total
