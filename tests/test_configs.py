@@ -59,6 +59,7 @@ SAMPLE = {  # of the large ones, every model once
     'convnext-t_resmlp-s12',
     'resnet34_deit-t',
     'deit-s_mobilenetv2',
+    'vit-b_resnet50-stronger',
 }
 
 

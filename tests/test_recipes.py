@@ -9,7 +9,10 @@ import torch
 from mmengine.dataset import Compose, default_collate
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, PARAM_SCHEDULERS
+from mmpretrain.structures import DataSample
 from PIL import Image
+from timm.data import auto_augment
+from timm.loss import BinaryCrossEntropy
 from timm.scheduler import CosineLRScheduler, StepLRScheduler
 from torchvision import transforms
 
@@ -17,6 +20,8 @@ from mmkd_tas.configs import compose
 from mmkd_tas.errors import SetupError
 
 CNN = dict(
+    repeats=None,
+    bce=False,
     optimizer='SGD',
     momentum=0.9,
     nesterov=True,
@@ -33,6 +38,8 @@ CNN = dict(
     drop_path=0.0,
 )
 TOKEN = dict(
+    repeats=None,
+    bce=False,
     optimizer='AdamW',
     lr=5e-4,
     weight_decay=0.05,
@@ -55,6 +62,30 @@ IN1K = dict(epochs=100, batch=512, weight_decay=1e-4, lr=0.1, steps=30, gamma=1.
 RESNET18 = dict(interpolation='bilinear')
 MOBILENETV2 = dict(interpolation='bicubic')
 RESMLP = dict(crop=0.875)
+STRONGER = dict(
+    repeats=3,
+    bce=True,
+    optimizer='Lamb',
+    lr=5e-3,
+    min_lr=1e-6,
+    weight_decay=0.02,
+    epochs=300,
+    batch=2048,
+    warmup_epochs=5,
+    warmup_lr=1e-6,
+    clip=None,
+    mixup=0.1,
+    cutmix=1.0,
+    erase=None,
+    rand_augment=(2, 7, 0.5),
+    smoothing=0.0,
+    ema=0.9998,
+    crop=0.95,
+    interpolation='bicubic',
+    drop_path=0.05,
+    gamma=1.5,
+    exits=1.0,
+)
 OF_CIFAR100 = dict(min_lr=1e-5, ema=None, gamma=1.0, exits=1.0)
 OF_IN1K = dict(min_lr=1e-6, ema=0.99996, gamma=1.5, exits=1.0)
 AUTHORS = {
@@ -69,6 +100,7 @@ AUTHORS = {
     ('in1k', 'deit-t'): TOKEN | OF_IN1K,
     ('in1k', 'swin-n'): TOKEN | OF_IN1K,
     ('in1k', 'resmlp-s12'): TOKEN | OF_IN1K | RESMLP,
+    ('in1k', 'resnet50-stronger'): STRONGER,
 }
 
 
@@ -126,7 +158,10 @@ def ours(config):
     read['rand_augment'] = rand and tuple(
         rand[key] for key in ('num_policies', 'magnitude_level', 'magnitude_std')
     )
-    augment = config.data_preprocessor.get('batch_augments', {}).get('augments', {})
+    augment = config.data_preprocessor.get('batch_augments', {})
+    if isinstance(augment.get('augments'), dict):
+        augment = augment.augments
+        assert augment.type == 'mmkd_tas.MixThenErase'
     strengths = {a.type: a.alpha for a in augment.get('augments', ())}
     read.update(mixup=strengths.get('Mixup'), cutmix=strengths.get('CutMix'))
     read['erase'] = augment.get('erase_prob')
@@ -143,7 +178,8 @@ def ours(config):
     student = config.model.architecture
     loss = student.loss if 'loss' in student else student.head.loss
     assert (loss.type, loss.mode) == ('LabelSmoothLoss', 'original')
-    read['smoothing'] = loss.label_smooth_val
+    read.update(smoothing=loss.label_smooth_val, bce=loss.get('use_sigmoid', False))
+    read['repeats'] = train.sampler.get('num_repeats')
     read['drop_path'] = drop_path(student)
     losses = config.model.distiller.distill_losses
     assert losses.loss_output.gamma == losses.loss_exits.gamma
@@ -220,6 +256,34 @@ def test_the_schedule_is_that_of_timm(case):
     np.testing.assert_allclose(found[first:], expected[first:], rtol=5e-4)
     # --auto-scale-lr: a batch of an eighth, all rates an eighth
     np.testing.assert_allclose(rates(config, 1 / 8), found / 8)
+
+
+def test_the_loss_of_the_stronger_recipe_is_that_of_timm():
+    cfg = compose('in1k', 'vit-b_resnet50-stronger', 'student').model
+    model = MODELS.build({**cfg, 'model_name': 'resnet18', 'num_classes': 5})
+    images, shares = torch.randn(3, 3, 64, 64), torch.rand(3, 5)
+    samples = [DataSample().set_gt_score(share) for share in shares]
+    model.eval()
+    expected = BinaryCrossEntropy(smoothing=0.0)(model(images), shares)
+    torch.testing.assert_close(model.loss(images, samples)['loss'], expected)
+
+
+def test_the_policies_of_the_stronger_recipe_are_those_of_timm():
+    """At level 7 of 10, as timm applies them, where the sign is not drawn."""
+    config = compose('in1k', 'vit-b_resnet50-stronger', 'student')
+    policies = at_random(config.train_dataloader.dataset.pipeline, 'RandAugment')['policies']
+    named = {policy['type']: policy for policy in policies}
+    values = {}
+    for name in ('Posterize', 'Solarize', 'SolarizeAdd', 'ColorTransform', 'Sharpness'):
+        low, high = named[name]['magnitude_range']
+        values[name] = low + 0.7 * (high - low)
+    assert math.ceil(values['Posterize']) == auto_augment._posterize_level_to_arg(7, {})[0]
+    assert int(values['Solarize']) == auto_augment._solarize_level_to_arg(7, {})[0]
+    assert int(values['SolarizeAdd']) == auto_augment._solarize_add_level_to_arg(7, {})[0]
+    for name in ('ColorTransform', 'Sharpness'):
+        assert 1 + values[name] == pytest.approx(auto_augment._enhance_level_to_arg(7, {})[0])
+        assert named[name]['random_negative_prob'] == 0
+    assert len(policies) == len(auto_augment._RAND_TRANSFORMS)
 
 
 @pytest.mark.parametrize('student', ['resnet18', 'mobilenetv2', 'deit-t', 'resmlp-s12'])

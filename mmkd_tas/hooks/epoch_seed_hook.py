@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from mmengine.dataset import BaseDataset, ConcatDataset
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
+from mmpretrain.datasets import RepeatAugSampler
 from mmpretrain.engine.hooks import SwitchRecipeHook
 from torch.utils.data import get_worker_info
 
@@ -48,10 +50,11 @@ class SeededSamples:
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __call__(self, idx: int) -> Any:
-        """Prepare the sample of an index."""
+        """Prepare the sample of an index; see :class:`NumberedRepeats`."""
         images = len(self.dataset)
-        idx = int(idx) % images
-        seed = _derive(self.seed, int(self.epoch), self.salt, idx)
+        repeat, idx = divmod(int(idx), images)
+        key = self.seed, int(self.epoch), self.salt, idx
+        seed = _derive(*key, repeat) if repeat > 0 else _derive(*key)
         in_worker = get_worker_info() is not None
         if not in_worker:
             states = random.getstate(), np.random.get_state(), torch.get_rng_state()
@@ -71,6 +74,29 @@ class SeededSamples:
                 torch.set_rng_state(states[2])
 
 
+class NumberedRepeats:
+    """A ``RepeatAugSampler`` whose k-th repeat of image i of N is i + kN.
+
+    Repeats of an image are there for their different augmentations, which the index alone
+    could not tell apart.
+    """
+
+    def __init__(self, sampler: RepeatAugSampler) -> None:
+        self.sampler = sampler
+
+    def __iter__(self) -> Iterator[int]:
+        """Draw the indices of this process."""
+        known, images = self.sampler, len(self.sampler.dataset)
+        for position, index in enumerate(known):
+            # the repeats of an image stand side by side, and the processes take turns
+            repeat = (known.rank + position * known.world_size) % known.num_repeats
+            yield index + repeat * images
+
+    def __len__(self) -> int:
+        """Return the number of indices of this process."""
+        return len(self.sampler)
+
+
 @HOOKS.register_module()
 class EpochSeedHook(Hook):
     """Make every epoch a function of the run's seed and the epoch's number.
@@ -82,7 +108,8 @@ class EpochSeedHook(Hook):
     resumed equals the uninterrupted one, whatever the number of workers.
 
     At the start of each epoch it seeds Python, NumPy and PyTorch (CPU and CUDA),
-    and each training sample draws its augmentation from a seed of its own. It
+    and each training sample draws its augmentation from a seed of its own (with
+    mmpretrain's ``RepeatAugSampler`` each repeat of it). It
     works with epoch-based loops and with mmpretrain's data sets, alone or
     concatenated; for others it says so in the log.
 
@@ -141,6 +168,8 @@ class EpochSeedHook(Hook):
                 )
                 continue
             self._take_over(SeededSamples(dataset, runner.seed, salt))
+            if isinstance(loader.sampler, RepeatAugSampler) and dataset is loader.dataset:
+                loader.batch_sampler.sampler = NumberedRepeats(loader.sampler)
 
     def _take_over(self, samples: SeededSamples) -> None:
         samples.dataset.prepare_data = samples

@@ -7,7 +7,7 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.runner import Runner
 
-from mmkd_tas.hooks.epoch_seed_hook import SeededSamples
+from mmkd_tas.hooks.epoch_seed_hook import EpochSeedHook, SeededSamples
 
 
 class Draws(BaseDataset):
@@ -131,3 +131,34 @@ def test_a_pipeline_that_is_replaced_is_seeded_too(tmp_path):
     whole, resumed = lines
     assert len(whole) == 20
     assert resumed == whole[10:]
+
+
+def repeats(tmp_path, workers):
+    """The images of an epoch by their index, drawn three times each."""
+    config = Config.fromfile(TINY)
+    config.work_dir = str(tmp_path)
+    config.train_dataloader.sampler = dict(type='RepeatAugSampler')
+    config.train_dataloader.num_workers = workers
+    config.train_dataloader.collate_fn = dict(type='default_collate')
+    runner = Runner.from_cfg(config)
+    EpochSeedHook().before_train(runner)
+    found = {}
+    for _ in range(2):  # the same epoch, twice
+        for batch in runner.train_dataloader:
+            for image, sample in zip(batch['inputs'], batch['data_samples'], strict=True):
+                found.setdefault(int(sample.sample_idx), []).append(image)
+    assert len(runner.train_dataloader) == 5
+    return found
+
+
+def test_repeats_of_an_image_are_augmented_each_for_itself(tmp_path):
+    found = repeats(tmp_path, 0)
+    whole = {index: images for index, images in found.items() if len(images) == 6}
+    assert len(whole) == 13  # of the 40 images that an epoch has
+    assert set(found) <= set(range(40))
+    for images in whole.values():
+        assert len({image.numpy().tobytes() for image in images[:3]}) > 1
+        assert all(map(torch.equal, images[:3], images[3:]))
+    in_workers = repeats(tmp_path, 2)
+    for index, images in found.items():
+        assert all(map(torch.equal, images, in_workers[index]))
