@@ -22,6 +22,7 @@ from pairs import batch, distillation, total
 from processes import free_port, run_processes
 from torch.nn import SyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmkd_tas import cli
 from mmkd_tas.checkpoint import read_checkpoint
@@ -202,6 +203,55 @@ def test_losses_that_compare_images_take_batches_of_different_sizes(tmp_path, lo
     processes, one = run_processes(train, config, 8), train(None, config, 16)
     assert len(one[1]) == 3
     assert_same_training(processes, one)
+
+
+class Exchanges(TorchDispatchMode):
+    """Counts how often processes tell each other a number, which each then waits for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.name() == 'c10d::allgather_' and args[1][0].numel() == 1:
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _exchanges(rank, config):
+    """Train; return the numbers of exchanges of the steps."""
+    os.environ['LOCAL_RANK'] = '0'
+    config.launcher = 'pytorch'
+    runner = Runner.from_cfg(config)
+    counts = []
+    loss = runner.model.module.loss
+
+    def counted(*args):
+        with Exchanges() as mode:
+            losses = loss(*args)
+        counts.append(mode.count)
+        return losses
+
+    runner.model.module.loss = counted
+    runner.train()
+    return counts
+
+
+@pytest.mark.parametrize(
+    ('indices', 'hooks', 'expected'),
+    [
+        (32, ['EpochSeedHook', 'PreflightHook'], [0, 0]),
+        (31, ['EpochSeedHook', 'PreflightHook'], [1, 1]),  # 8 and 8, then 8 and 7
+        (32, ['EpochSeedHook'], [1, 1]),
+    ],
+)
+def test_processes_tell_each_other_their_numbers_of_images_once(tmp_path, indices, hooks, expected):
+    """Not once for each loss; never where batches are known to be equal."""
+    config = setup(tmp_path, 'tas')
+    config.custom_hooks = [dict(type=f'mmkd_tas.{hook}') for hook in hooks]
+    config.train_dataloader.dataset.update(indices=indices, num_train=100)
+    config.train_dataloader.sampler.round_up = False
+    config.train_dataloader.batch_size = 8
+    for counts in run_processes(_exchanges, config):
+        assert counts == expected
 
 
 def test_means_over_images_are_averaged_over_processes(tmp_path):

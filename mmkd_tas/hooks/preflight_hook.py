@@ -3,6 +3,7 @@
 from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
 from mmengine.runner import Runner, autocast, find_latest_checkpoint
+from torch.utils.data import BatchSampler
 
 from ..checkpoint import check_fit, fingerprint, overridden
 from ..errors import SetupError
@@ -83,13 +84,23 @@ class PreflightHook(Hook):
             self._check_classes(runner, unwrapped(runner.model))
 
     def _check_batches(self, runner: Runner) -> None:
-        batches = all_gather_object(len(runner.train_dataloader))
+        loader = runner.train_dataloader
+        batches, sizes = zip(
+            *all_gather_object((len(loader), _sizes_of_batches(runner))), strict=True
+        )
         if min(batches) == 0 or len(set(batches)) > 1:
             raise SetupError(
                 f'train_dataloader: the processes have {", ".join(map(str, batches))} batches in '
                 'an epoch, and need equally many, at least one; leave sampler.round_up at True, '
                 'or choose a smaller batch_size'
             )
+        if hasattr(unwrapped(runner.model), 'equal_batches'):
+            unwrapped(runner.model).equal_batches = None not in sizes and len(set(sizes)) == 1
+
+    def after_train(self, runner: Runner) -> None:
+        """Forget what holds for the batches of this training only."""
+        if hasattr(unwrapped(runner.model), 'equal_batches'):
+            unwrapped(runner.model).equal_batches = False
 
     def _check_classes(self, runner: Runner, model) -> None:
         heads = num_classes(getattr(model, 'architecture', model))
@@ -186,3 +197,15 @@ class PreflightHook(Hook):
             runner.logger.warning(
                 f'{found}, below the floor of {self.teacher_floor:.2f} %: {check}'
             )
+
+
+def _sizes_of_batches(runner: Runner) -> tuple | None:
+    """Return what the sizes of the training batches follow from, None where that is unknown."""
+    loader = runner.train_dataloader
+    collate = getattr(loader.collate_fn, 'func', loader.collate_fn)
+    # One's own may leave images out.
+    parts = (type(loader.sampler), collate, type(unwrapped(runner.model).data_preprocessor))
+    known = all(part.__module__.partition('.')[0] in ('mmengine', 'mmpretrain') for part in parts)
+    if not known or type(loader.batch_sampler) is not BatchSampler:
+        return None
+    return len(loader.sampler), loader.batch_size, loader.drop_last

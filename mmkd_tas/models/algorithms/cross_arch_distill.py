@@ -20,6 +20,7 @@ from ...errors import SetupError
 from ...outputs import num_classes
 from ...registry import MODELS
 from ...stages import StageOutputsRecorder, describe, view_of
+from ..losses.functional import images_of_step
 from ..utils import count_parameters
 from .teacher_cache import TeacherCache
 from .teacher_input import TeacherInput
@@ -140,6 +141,8 @@ class CrossArchDistill(SingleTeacherDistill):
         # Take the teacher out of the submodules.
         object.__setattr__(self, 'teacher', self._modules.pop('teacher'))
         self.random_teacher = random_teacher
+        # Set by who knows that all processes have equally many images in each step.
+        self.equal_batches = False
         self.teacher.eval()
         self._check_classes()
         own = getattr(self.teacher, 'data_preprocessor', None)
@@ -262,7 +265,8 @@ class CrossArchDistill(SingleTeacherDistill):
             if parameters:
                 losses['distill.loss_stopped'] = 0 * sum(p.sum() for p in parameters)
         else:
-            losses.update(add_prefix(distiller.compute_distill_losses(), 'distill'))
+            with images_of_step(len(batch_inputs), self.equal_batches):
+                losses.update(add_prefix(distiller.compute_distill_losses(), 'distill'))
         return losses
 
     @torch.no_grad()

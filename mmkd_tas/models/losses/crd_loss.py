@@ -102,8 +102,8 @@ class CRDLoss(DistillLoss):
         anchors = unit_vectors(torch.stack([preds_S, preds_T]))
         classes = indices.new_full(indices.shape, -1) if labels is None else class_indices(labels)
         # Of all processes, in the order of the processes.
-        seen, _ = gather(anchors.detach().transpose(0, 1))
-        images, _ = gather(torch.stack([indices, classes], dim=1))
+        seen, _ = gather(anchors.detach().transpose(0, 1), len(preds_S))
+        images, _ = gather(torch.stack([indices, classes], dim=1), len(preds_S))
         keys = dict(images=self.num_images, tau=self.tau)
         if self._steps == 0:
             parts = self._contrasted(seen.transpose(0, 1), *images.unbind(1))

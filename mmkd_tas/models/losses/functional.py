@@ -4,15 +4,19 @@ Logits are unnormalised, in nats. Half precision is computed in float32, also
 under autocast, and float64 stays float64.
 """
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
-from mmengine.dist import all_gather, get_rank, get_world_size
+from mmengine.dist import all_gather, get_comm_device, get_rank, get_world_size
 from mmrazor.models.architectures.ops import GatherTensors
 from torch import Tensor
+
+from ...errors import SetupError
 
 
 def in_full_precision(function: Callable) -> Callable:
@@ -65,19 +69,73 @@ def ofa_loss(
     return -(target * log_student).sum(1)
 
 
-def gather(tensor: Tensor) -> tuple[Tensor, int]:
+class _Step:
+    """How many images each process has in a step."""
+
+    def __init__(self, images: int, equal: bool) -> None:
+        self.images = images
+        self.equal = equal
+
+    @functools.cached_property
+    def counts(self) -> list[int]:
+        return [self.images] * get_world_size() if self.equal else _exchanged(self.images)
+
+
+_step: ContextVar[_Step | None] = ContextVar('step', default=None)
+
+
+@contextlib.contextmanager
+def images_of_step(images: int, equal: bool = False) -> Iterator[None]:
+    """Let all losses of a step know the processes' numbers of images from one exchange.
+
+    Reading numbers of a GPU makes the program wait for all that is still to be computed there.
+
+    Args:
+        images: Of this process in this step.
+        equal: Whether all processes are known to have as many; nothing is exchanged then.
+    """
+    token = _step.set(_Step(images, equal))
+    try:
+        yield
+    finally:
+        _step.reset(token)
+
+
+def _exchanged(number: int) -> list[int]:
+    device = torch.device(get_comm_device())
+    return torch.stack(all_gather(torch.tensor(number, device=device))).tolist()
+
+
+def gather(tensor: Tensor, images: int | None = None) -> tuple[Tensor, int]:
     """Return the rows of all processes, and where this one's begin.
 
     The gradient of a row is the sum of those that all processes compute, so that
     with DDP's averaging the result is that of one process with the whole batch.
     Processes may have different numbers of rows.
+
+    Args:
+        tensor: The rows of this process.
+        images: Number of this process's images, each with equally many rows, for losses
+            that get all images of a step: see :func:`images_of_step`.
+
+    Raises:
+        SetupError: If there are other images than those of the step.
     """
     if get_world_size() == 1:
         return tensor, 0
-    counts = all_gather(torch.tensor(len(tensor), device=tensor.device))
-    counts = [int(count) for count in counts]
-    padded = torch.cat([tensor, tensor.new_zeros(max(counts) - len(tensor), *tensor.shape[1:])])
-    parts = GatherTensors.apply(padded.contiguous())
+    step = _step.get()
+    if step is None or images is None:
+        counts = _exchanged(len(tensor))
+    elif images != step.images:
+        raise SetupError(
+            f'distiller.distill_losses: a loss that compares images got {images} of the '
+            f'{step.images} images of this step, and needs all of them'
+        )
+    else:
+        counts = [count * (len(tensor) // images) for count in step.counts]
+    if padding := max(counts) - len(tensor):
+        tensor = torch.cat([tensor, tensor.new_zeros(padding, *tensor.shape[1:])])
+    parts = GatherTensors.apply(tensor.contiguous())
     rows = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
     return rows, sum(counts[: get_rank()])
 

@@ -58,13 +58,13 @@ class InfoNCELoss(DistillLoss):
         with torch.no_grad():
             self.log_scale.clamp_(max=math.log(MAX_SCALE))
         student, teacher = preds_S.flatten(0, -2), self.target(preds_T).flatten(0, -2)
-        loss = self._one_way(student, teacher)
+        loss = self._one_way(student, teacher, len(preds_S))
         if self.symmetric:
-            loss = (loss + self._one_way(teacher, student)) / 2
+            loss = (loss + self._one_way(teacher, student, len(preds_S))) / 2
         return self.loss_weight * loss
 
-    def _one_way(self, queries: Tensor, keys: Tensor) -> Tensor:
-        keys, offset = gather(keys)
+    def _one_way(self, queries: Tensor, keys: Tensor, images: int) -> Tensor:
+        keys, offset = gather(keys, images)
         per_query = info_nce(queries, keys, self.log_scale.exp(), offset)
         # DDP averages as if all processes had equally many rows.
         return per_query.sum() / (len(keys) / get_world_size())

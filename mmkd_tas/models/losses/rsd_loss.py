@@ -39,6 +39,6 @@ class RSDLoss(DistillLoss):
         Args:
             preds_S, preds_T: Features of one width, or logits, ``(N, D)``.
         """
-        rows, _ = gather(torch.cat([preds_S, self.target(preds_T)], dim=1))
+        rows, _ = gather(torch.cat([preds_S, self.target(preds_T)], dim=1), len(preds_S))
         student, teacher = rows.split([preds_S.shape[1], preds_T.shape[1]], dim=1)
         return self.loss_weight * rsd_loss(student, teacher, kappa=self.kappa)

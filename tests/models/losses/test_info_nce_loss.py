@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from mmkd_tas.errors import SetupError
 from mmkd_tas.models import InfoNCELoss
-from mmkd_tas.models.losses.functional import info_nce
+from mmkd_tas.models.losses.functional import gather, images_of_step, info_nce
 
 
 def features(*shape, seed=0):
@@ -141,3 +141,22 @@ def test_two_processes_equal_one_with_the_whole_batch(symmetric, detach):
         for ours, theirs in zip(got, expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
     assert F.mse_loss(expected[1], torch.zeros_like(expected[1])) > 0
+
+
+def _part_of_the_images(rank):
+    loss, rows = InfoNCELoss(), torch.eye(4)[: 3 + rank]
+    alone = loss(rows, rows)  # outside of a step any number will do
+    with images_of_step(3 + rank):
+        assert torch.equal(loss(rows, rows), alone)
+        regions = rows[:, None].repeat(1, 2, 1)
+        assert loss(regions, regions).isfinite()
+    with images_of_step(4), pytest.raises(SetupError, match='got 2 of the 4 images'):
+        loss(rows[:2], rows[:2])
+    with images_of_step(3, equal=True):
+        assert gather(rows[:3], 3)[1] == 3 * rank
+    return float(alone)
+
+
+def test_in_a_step_the_loss_gets_all_images():
+    for value in run_processes(_part_of_the_images):
+        assert value > 0
