@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import re
+import resource
 import signal
 import sys
 import time
@@ -17,6 +18,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import REPO, TINY, call, captured_log, ends_with, same, with_hooks
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 
 import mmkd_tas.datasets
 import mmkd_tas.models  # noqa: F401  (once, for the processes that are forked)
@@ -140,20 +143,37 @@ def test_a_killed_worker_is_told(tmp_path, tiny_teacher):
 # --- damaged files --------------------------------------------------------------
 
 
+@HOOKS.register_module()
+class FullDiskHook(Hook):
+    """Leave no room for a checkpoint, from an epoch (from 1) on."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def before_train_epoch(self, runner):
+        if runner.epoch + 1 == self.epoch:
+            # More than a log needs. The kernel counts each file by itself.
+            limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+
+
 def test_a_full_disk(tmp_path, monkeypatch, tiny_teacher):
-    """The device that is always full takes the place of the file to be written."""
     monkeypatch.chdir(tmp_path)
-    config = with_hooks(tmp_path, tiny_teacher, 'kd')
+    config = with_hooks(tmp_path, tiny_teacher, 'kd', dict(type='FullDiskHook', epoch=2))
     work_dir = tmp_path / 'work_dirs/config'
-    work_dir.mkdir(parents=True)
-    (work_dir / '.epoch_2.pth.part').symlink_to('/dev/full')
-    message = ends_with(TRAIN, config)
-    assert "epoch_2.pth' cannot be written (No space left on device): make room" in message
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        message = ends_with(TRAIN, config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "epoch_2.pth' cannot be written (File too large): make room" in message
     assert '--resume' in message
     assert [file.name for file in work_dir.glob('*.pth')] == ['epoch_1.pth']
     assert read_checkpoint(work_dir / 'epoch_1.pth')['meta']['epoch'] == 1
+    (log,) = work_dir.glob('*/*.log')
+    assert 'Traceback (most recent call last)' in log.read_text()
     assert not list(work_dir.glob('.*'))
-    call(TRAIN, config, '--resume')
+    call(TRAIN, with_hooks(tmp_path, tiny_teacher, 'kd'), '--resume')
     assert read_checkpoint(work_dir / 'epoch_3.pth')['meta']['epoch'] == 3
     # what others write, as the log, ends without the name of a file
     with pytest.raises(OSError, match='No space left') as error, open('/dev/full', 'w') as file:
