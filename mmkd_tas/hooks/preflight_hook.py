@@ -1,9 +1,12 @@
 """What is worth knowing before the first step of a training."""
 
+import torch
+from mmengine.dataset import InfiniteSampler
 from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
-from mmengine.runner import Runner, autocast, find_latest_checkpoint
-from torch.utils.data import BatchSampler
+from mmengine.runner import IterBasedTrainLoop, Runner, autocast, find_latest_checkpoint
+from mmrazor.engine.hooks import StopDistillHook
+from torch.utils.data import BatchSampler, DataLoader
 
 from ..checkpoint import check_fit, fingerprint, overridden
 from ..errors import SetupError
@@ -28,6 +31,8 @@ class PreflightHook(Hook):
     - The images must have the size with which the stages were looked up, and as many channels
       as student and teacher take.
     - All processes must have equally many batches, or they would wait for each other forever.
+    - Where a batch has a single image, every BatchNorm layer must be able to take it.
+    - Nothing may count epochs in a training that is counted in iterations.
     - The frozen teacher of a :class:`CrossArchDistill` is evaluated on the
       validation data with the run's own metrics. Its result goes to the log, to
       the visualizer's backends (``teacher/accuracy/top1``) and into the
@@ -46,7 +51,8 @@ class PreflightHook(Hook):
     Raises:
         SetupError: Before training, if the numbers of classes or of batches differ, there
             is no batch at all, the images are not such as the models take, the teacher is no
-            better than chance, or the checkpoint to resume from does not fit or had another
+            better than chance, BatchNorm meets a single image, something counts epochs where
+            there are none, or the checkpoint to resume from does not fit or had another
             teacher.
     """
 
@@ -70,8 +76,10 @@ class PreflightHook(Hook):
         """Check the data, then the teacher."""
         model = unwrapped(runner.model)
         self._check_batches(runner)
+        self._check_epochs(runner, model)
         self._check_classes(runner, model)
         self._check_images(runner, model)
+        self._check_single_images(runner, model)
         if hasattr(model, 'teacher_val_step'):
             self._check_teacher(runner, model)
             known = 'teacher_metrics' in runner.message_hub.runtime_info
@@ -101,6 +109,53 @@ class PreflightHook(Hook):
         """Forget what holds for the batches of this training only."""
         if hasattr(unwrapped(runner.model), 'equal_batches'):
             unwrapped(runner.model).equal_batches = False
+
+    def _check_epochs(self, runner: Runner, model) -> None:
+        """Refuse what counts epochs where the training is one of mmengine's endless epochs."""
+        if not isinstance(runner.train_loop, IterBasedTrainLoop):
+            return
+        distiller = getattr(model, 'distiller', None)
+        for name, schedule in getattr(distiller, 'loss_schedules', {}).items():
+            if schedule.by_epoch:
+                raise SetupError(
+                    f'distiller.loss_schedules.{name} counts epochs, and a training in iterations '
+                    '(train_cfg) has none: give the numbers in iterations, with by_epoch=False'
+                )
+        if any(isinstance(hook, StopDistillHook) for hook in runner.hooks):
+            raise SetupError(
+                'custom_hooks: StopDistillHook counts epochs, and a training in iterations '
+                '(train_cfg) has none: use loss_schedules of the distiller in its place, with an '
+                'end in iterations and by_epoch=False'
+            )
+
+    def _check_single_images(self, runner: Runner, model) -> None:
+        """Try a batch of one image, where there will be one: BatchNorm may refuse it."""
+        loader = runner.train_dataloader
+        smallest = _smallest_batch(loader, runner.max_iters)
+        if 1 not in all_gather_object(smallest):
+            return
+        data = loader.collate_fn([loader.dataset[i] for i in range(smallest)])
+        buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        cuda = [p.device for p in model.parameters() if p.is_cuda][:1]
+        model.train()
+        try:
+            with (
+                torch.random.fork_rng(cuda),
+                torch.no_grad(),
+                runner.optim_wrapper.optim_context(model),
+            ):
+                model(**model.data_preprocessor(data, True), mode='loss')
+        except ValueError as error:
+            if 'Expected more than 1 value per channel' not in str(error):
+                raise
+            raise SetupError(
+                f'train_dataloader: {len(loader.sampler)} images in batches of '
+                f'{loader.batch_size} leave one of a single image, from which a BatchNorm layer '
+                'cannot take its statistics: set drop_last=True, or choose another batch_size'
+            ) from error
+        finally:
+            for buffer, before in buffers:
+                buffer.copy_(before)
 
     def _check_classes(self, runner: Runner, model) -> None:
         heads = num_classes(getattr(model, 'architecture', model))
@@ -209,3 +264,12 @@ def _sizes_of_batches(runner: Runner) -> tuple | None:
     if not known or type(loader.batch_sampler) is not BatchSampler:
         return None
     return len(loader.sampler), loader.batch_size, loader.drop_last
+
+
+def _smallest_batch(loader: DataLoader, iterations: int) -> int | None:
+    """Return how many images the smallest batch of a training has, if the loader says so."""
+    size = loader.batch_size
+    whole = isinstance(loader.sampler, InfiniteSampler) or loader.drop_last
+    if size is None or whole or len(loader) > iterations:
+        return size
+    return len(loader.sampler) % size or size

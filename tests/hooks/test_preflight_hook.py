@@ -289,3 +289,90 @@ def test_a_training_with_images_of_one_channel(tmp_path, teachers):
 def test_images_of_other_channels_than_a_model_takes(tmp_path, changes, saying):
     with pytest.raises(SetupError, match=saying):
         runner(tmp_path, **{**GREY, **changes}).train()
+
+
+RSD = {
+    **STAGES,
+    'connectors': dict(decoupler=dict(type='mmkd_tas.Decoupler')),
+    'distill_losses': dict(loss_rsd=dict(type='mmkd_tas.RSDLoss')),
+    'loss_forward_mappings': dict(loss_rsd=dict(preds_S='decoupler', preds_T='teacher.pooled')),
+}
+
+
+@pytest.mark.parametrize(
+    ('distiller', 'loader', 'refused'),
+    [
+        (RSD, dict(batch_size=13), True),  # 40 images
+        (RSD, dict(batch_size=1), True),
+        (RSD, dict(batch_size=13, drop_last=True), False),
+        (RSD, dict(batch_size=13, sampler=dict(type='InfiniteSampler')), False),
+        (STAGES, dict(batch_size=13), False),
+    ],
+)
+def test_a_batch_of_one_image_that_batch_norm_would_refuse(tmp_path, distiller, loader, refused):
+    """It ended the run in the last step of the first epoch."""
+    run = runner(
+        tmp_path,
+        **{
+            'model.distiller': distiller,
+            'train_dataloader': {**Config.fromfile(TINY).train_dataloader, **loader},
+        },
+    )
+    if loader.get('sampler'):
+        run._train_loop = dict(by_epoch=False, max_iters=5)
+    if not refused:
+        run.train()
+        return
+    with pytest.raises(SetupError, match=r'40 images in batches of \d+ leave one of a single'):
+        run.train()
+    assert run.iter == 0
+
+
+def test_trying_a_batch_leaves_no_trace(tmp_path):
+    student = Config.fromfile(TINY).model.teacher
+    run = runner(
+        tmp_path,
+        **{
+            'model.distiller': STAGES,
+            'model.architecture': dict(_delete_=True, **student),
+            'model.input_size': 16,
+            'train_dataloader.batch_size': 13,
+        },
+    )
+    run.train()
+    counts = [b for name, b in run.model.named_buffers() if name.endswith('num_batches_tracked')]
+    assert counts
+    assert all(count == 4 for count in counts)  # 13 + 13 + 13 + 1 images
+
+
+@pytest.mark.parametrize(
+    ('options', 'saying'),
+    [
+        (
+            {'model.distiller': {**STAGES, 'loss_schedules': dict(loss_kd=dict(warmup=2))}},
+            'loss_schedules.loss_kd counts epochs, .* by_epoch=False',
+        ),
+        (
+            {'custom_hooks': [dict(type='mmrazor.StopDistillHook', stop_epoch=1)]},
+            'StopDistillHook counts epochs, .* loss_schedules',
+        ),
+        (
+            {
+                'model.distiller': {
+                    **STAGES,
+                    'loss_schedules': dict(loss_kd=dict(warmup=2, by_epoch=False)),
+                }
+            },
+            None,
+        ),
+    ],
+)
+def test_what_counts_epochs_in_a_training_in_iterations(tmp_path, options, saying):
+    hooks = [*Config.fromfile(TINY).custom_hooks, *options.pop('custom_hooks', [])]
+    iterations = dict(_delete_=True, by_epoch=False, max_iters=3, val_interval=3)
+    run = runner(tmp_path, **options, custom_hooks=hooks, train_cfg=iterations)
+    if saying is None:
+        run.train()
+        return
+    with pytest.raises(SetupError, match=saying):
+        run.train()
