@@ -12,7 +12,7 @@ import torch
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
-from mmengine.runner.checkpoint import CheckpointLoader
+from mmengine.runner.checkpoint import CheckpointLoader, load_from_local
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -91,10 +91,14 @@ def load_weights(model: nn.Module, path: str | Path, what: str) -> dict:
     """
     if Path(path).is_dir():
         folder, published = path, Path(path) / 'model.safetensors'  # Hugging Face's name
-        path = published if published.is_file() else find_checkpoint(path)
-        if path is None:
+        if published.is_file():
+            path, checkpoint = published, read_checkpoint(published)
+        elif found := newest_checkpoint(folder):
+            path, checkpoint = found
+        else:
             raise SetupError(f"{what}: there is no whole checkpoint in '{folder}'")
-    checkpoint = read_checkpoint(path)
+    else:
+        checkpoint = read_checkpoint(path)
     found = next((checkpoint[key] for key in _WEIGHT_KEYS if key in checkpoint), checkpoint)
     if not isinstance(found, dict) or not any(isinstance(v, Tensor) for v in found.values()):
         raise SetupError(f"{what}: '{path}' holds no state_dict")
@@ -246,8 +250,28 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def hand_over(path: str | Path, checkpoint: dict) -> None:
+    """Let mmengine have a checkpoint that was read, in place of reading the file once more.
+
+    It holds for the next time that mmengine reads that file.
+    """
+    held = [checkpoint]
+
+    def load_from_memory(filename: str, map_location: Any) -> dict:
+        return held.pop() if held else load_from_local(filename, map_location)
+
+    if Path(path).suffix != '.safetensors' and '://' not in str(path):
+        CheckpointLoader.register_scheme(f'{re.escape(str(path))}$', load_from_memory, force=True)
+
+
 def find_checkpoint(work_dir: str | Path) -> Path | None:
-    """Return the newest whole checkpoint of a run, or None if there is none.
+    """Return the newest whole checkpoint of a run, see :func:`newest_checkpoint`."""
+    found = newest_checkpoint(work_dir)
+    return found and found[0]
+
+
+def newest_checkpoint(work_dir: str | Path) -> tuple[Path, dict] | None:
+    """Return the newest whole checkpoint of a run and what is in it, None if there is none.
 
     The file that ``last_checkpoint`` names comes first, then the others from
     the latest to the earliest; a broken one is passed over with a warning.
@@ -264,8 +288,7 @@ def find_checkpoint(work_dir: str | Path) -> Path | None:
         files.insert(0, last if last.is_file() else work_dir / last.name)
     for file in dict.fromkeys(files):
         try:
-            read_checkpoint(file)
-            return file
+            return file, read_checkpoint(file)
         except SetupError as error:
             print_log(f'passing over a checkpoint: {error}', 'current', level=30)
     return None

@@ -7,8 +7,10 @@ python tools/train.py --dataset digits200 --pair resnet18-w16_vit-w64 --method t
 import argparse
 from pathlib import Path
 
+from mmengine.config import Config
+
 from mmkd_tas import cli
-from mmkd_tas.checkpoint import find_checkpoint, read_checkpoint
+from mmkd_tas.checkpoint import hand_over, newest_checkpoint, read_checkpoint
 from mmkd_tas.errors import SetupError
 
 
@@ -33,18 +35,39 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def find_start(resume: str, work_dir: str) -> Path | None:
-    """Return the checkpoint that ``--resume`` asks for, None to start anew."""
+def find_start(resume: str, work_dir: str) -> tuple[Path, dict] | None:
+    """Return the checkpoint that ``--resume`` asks for: its file and what is in it.
+
+    None means to start anew.
+    """
     if resume not in ('latest', 'auto') and not Path(resume).is_dir():
-        return Path(resume)
+        return Path(resume), read_checkpoint(resume)
     folder = work_dir if resume in ('latest', 'auto') else resume
-    found = find_checkpoint(folder)
+    found = newest_checkpoint(folder)
     if found is None and resume != 'auto':
         raise SetupError(
             f"--resume: there is no whole checkpoint in '{folder}'; leave --resume out, or write "
             '`--resume auto`, to start a new run'
         )
     return found
+
+
+def set_start(config: Config, resume: str | None) -> int | None:
+    """Write into a config what it starts from; return how many epochs are done if it resumes.
+
+    The file is read here, which tells of one that is unsafe, broken or absent, and only here.
+    """
+    done = None
+    if resume and (found := find_start(resume, config.work_dir)):
+        path, checkpoint = found
+        done = checkpoint.get('meta', {}).get('epoch', 0)
+        config.load_from, config.resume = str(path), True
+    elif config.get('load_from'):
+        checkpoint = read_checkpoint(config.load_from)
+    else:
+        return None
+    hand_over(config.load_from, checkpoint)
+    return done
 
 
 def main() -> None:
@@ -62,19 +85,14 @@ def main() -> None:
                 'is meant; add auto_scale_lr=dict(base_batch_size=...)'
             )
         config.auto_scale_lr.enable = True
-    start = find_start(args.resume, config.work_dir) if args.resume else None
-    if start is not None:
-        done = read_checkpoint(start).get('meta', {}).get('epoch', 0)
-        if done >= config.train_cfg.get('max_epochs', float('inf')):
-            print(f'{config.work_dir}: already trained for {done} epochs, nothing to do')
-            return
-        config.load_from, config.resume = str(start), True
-    elif config.get('load_from'):
-        read_checkpoint(config.load_from)  # names a file that is unsafe, broken or absent
+    done = set_start(config, args.resume)
+    if done is not None and done >= config.train_cfg.get('max_epochs', float('inf')):
+        print(f'{config.work_dir}: already trained for {done} epochs, nothing to do')
+        return
     with cli.mistakes_named(config):
         runner = cli.Runner.from_cfg(config)
-        if start is not None:
-            runner.logger.info(f'Resuming from {start}, after epoch {done}')
+        if done is not None:
+            runner.logger.info(f'Resuming from {config.load_from}, after epoch {done}')
         runner.train()
 
 

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 import torch
-from helpers import REPO, TINY, ends_with, fails, same, train, with_hooks
+from helpers import REPO, TINY, call, ends_with, fails, run_tool, same, train, with_hooks
 
 from mmkd_tas.checkpoint import read_checkpoint
 
@@ -41,6 +41,34 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, tiny_teacher, method,
     )
     for part in ('state_dict', 'optimizer', 'param_schedulers'):
         assert same(expected[part], resumed[part]), part
+
+
+# Counts how often a tool opens each checkpoint.
+COUNTED = """
+import collections, os, runpy, sys
+opened = collections.Counter()
+def count(event, args):
+    if event == 'open' and str(args[0]).endswith('.pth') and 'r' in str(args[1]):
+        opened[os.path.basename(args[0])] += 1
+sys.addaudithook(count)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name='__main__')
+print('OPENED', dict(opened))
+"""
+
+
+@pytest.mark.parametrize('way', ['newest', 'resume', 'load_from'])
+def test_a_checkpoint_is_read_once(tmp_path, way):
+    options = ['--work-dir', tmp_path, '--no-validate', '--cfg-options']
+    call(TRAIN, TINY, *options, 'train_cfg.max_epochs=1')
+    start = tmp_path / 'epoch_1.pth'
+    ways = dict(newest=['--resume'], resume=['--resume', start], load_from=[])
+    keys = [f'load_from={start}'] if way == 'load_from' else []
+    (tmp_path / 'count.py').write_text(COUNTED)
+    args = [TRAIN, TINY, *ways[way], *options, 'train_cfg.max_epochs=2', *keys]
+    process = run_tool(tmp_path / 'count.py', *args, cwd=tmp_path)
+    assert process.stdout.splitlines()[-1] == "OPENED {'epoch_1.pth': 1}"
+    assert f'Load checkpoint from {start}' in process.stdout + process.stderr
 
 
 def test_a_finished_run_is_left_alone(tmp_path):
