@@ -98,7 +98,7 @@ def _within_units(seen: Trace, modules: dict[str, nn.Module]) -> set[Call]:
         grids[call] = set().union(*inside, [call.stage.grid] if call.stage else [])
     for call in reversed(seen.calls):
         parent = call.parent
-        is_unit = parent and parent.own_products and parent not in rows
+        is_unit = parent and parent.stage and parent.own_products and parent not in rows
         if parent in within or (is_unit and parent.own_flops < seen.flops / 2):
             within.add(call)
         while call.stage and parent and parent.began > 1:

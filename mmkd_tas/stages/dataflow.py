@@ -157,7 +157,14 @@ def _flops_of(func: Any, args: tuple, kwargs: dict, output: Any) -> int:
 # Operations that move elements and compute nothing, beside those that return views.
 _MOVES = {
     *('_unsafe_view', 'cat', 'stack', 'roll', 'flip', 'repeat', 'index', 'index_select', 'gather'),
-    *('im2col', 'pixel_shuffle', 'pixel_unshuffle', 'channel_shuffle', 'native_channel_shuffle'),
+    *(
+        'im2col',
+        'col2im',
+        'pixel_shuffle',
+        'pixel_unshuffle',
+        'channel_shuffle',
+        'native_channel_shuffle',
+    ),
     *('constant_pad_nd', 'reflection_pad2d', 'replication_pad2d', 'repeat_interleave'),
     *('slice_scatter', 'select_scatter'),
 }

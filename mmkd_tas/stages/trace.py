@@ -1,6 +1,7 @@
 """Watching one forward of a model, without a trace left in it."""
 
 import contextlib
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -171,7 +172,7 @@ def trace(model: nn.Module, input_size: tuple[int, int]) -> Trace:
     problem: Exception | None = None
     for channels in dict.fromkeys((3, *first, 1)):
         for fake in (True, False):
-            mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else contextlib.nullcontext()
+            mode = _fake() if fake else contextlib.nullcontext()
             try:
                 return _watch_two(model, (channels, *input_size), mode)
             except SetupError:
@@ -184,6 +185,19 @@ def trace(model: nn.Module, input_size: tuple[int, int]) -> Trace:
         f'{type(model).__name__} fails on images of {size} pixels ({message}): set '
         'model.input_size (teacher: model.teacher_input.size) to a size that it takes'
     ) from problem
+
+
+@contextlib.contextmanager
+def _fake() -> Iterator[None]:
+    """Compute shapes alone; without PyTorch's report of what fails, which is told later."""
+    logger = logging.getLogger('torch._subclasses.fake_tensor')
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _watch_two(
