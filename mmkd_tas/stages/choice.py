@@ -61,7 +61,9 @@ def choose(seen: Trace, model: nn.Module) -> tuple[Stage, ...]:
     else:
         found = ', '.join(f'{p.calls[0].path!r} ({_size(p.stage)})' for p in points[:6])
         raise SetupError(
-            (f'only {found} return' if found else 'no module returns')
+            'its forward depends on the numbers in the images'
+            if seen.branches
+            else (f'only {found} return' if found else 'no module returns')
             + ' all that the rest of the model is computed from'
         )
     upto = [*(point.flops for point in points), seen.flops]

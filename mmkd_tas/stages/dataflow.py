@@ -67,7 +67,7 @@ class Dataflow(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         """Run an operation, and note it."""
         kwargs = kwargs or {}
-        before = tensors_in((args, kwargs))
+        before = parts_of((args, kwargs), Tensor)
         nodes = [node for t in before if (node := self.node_of(t)) is not None]
         own = apply_to((args, kwargs), torch.is_tensor, lambda t: self._node_of.get(id(t), t))
         output = func(*args, **kwargs)
@@ -77,7 +77,7 @@ class Dataflow(TorchDispatchMode):
         if nodes:
             reads = tuple(sorted({node.index for node in nodes}))
             writes = any(a.alias_info and a.alias_info.is_write for a in func._schema.arguments)
-            for which, tensor in enumerate(tensors_in(output)):
+            for which, tensor in enumerate(parts_of(output, Tensor)):
                 self._note(tensor, reads, flops > 0, writes, func, (*own[0], own[1]), which)
         return output
 
@@ -132,10 +132,10 @@ class Dataflow(TorchDispatchMode):
         return Positions(self)
 
 
-def tensors_in(value: Any) -> list[Tensor]:
-    """Return the tensors in nested containers, in order."""
-    found: list[Tensor] = []
-    apply_to(value, torch.is_tensor, found.append)
+def parts_of(value: Any, kind: type) -> list:
+    """Return what is of a kind in nested containers, in order."""
+    found: list = []
+    apply_to(value, lambda part: isinstance(part, kind), found.append)
     return found
 
 
@@ -221,7 +221,7 @@ class Positions:
         name = node.func._overloadpacket.__name__
         returns = node.func._schema.returns
         views = any(r.alias_info and not r.alias_info.is_write for r in returns)
-        sources = [value for value in _flat(node.args) if isinstance(value, Node)]
+        sources = parts_of(node.args, Node)
         if views or name in _MOVES:
             found = {}
             for source in sources:
@@ -268,35 +268,24 @@ class Positions:
         return kept.expand(shape)
 
 
-def _flat(value: Any) -> list:
-    if isinstance(value, tuple | list):
-        return [leaf for part in value for leaf in _flat(part)]
-    return _flat(tuple(value.values())) if isinstance(value, dict) else [value]
-
-
 def _moved(node: Node, positions: dict[int, Tensor | None]) -> Tensor | None:
     """Do to the positions what an operation does to its tensors."""
     if all(found is None for found in positions.values()):
         return None
 
-    def stand_in(value: Any) -> Any:
+    def stand_in(value: Any) -> Tensor:
         if isinstance(value, Node):
             found = positions[value.index]
             return torch.full(value.shape, float(_UNKNOWN)) if found is None else found.detach()
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return torch.full(value.shape, float(_CONSTANT))
-        if isinstance(value, tuple | list):
-            return type(value)(map(stand_in, value))
-        return value
+        return torch.full(value.shape, float(_CONSTANT)) if value.is_floating_point() else value
 
-    *args, kwargs = node.args
-    args, kwargs = stand_in(args), {key: stand_in(value) for key, value in kwargs.items()}
+    *args, kwargs = apply_to(node.args, lambda v: isinstance(v, Node | Tensor), stand_in)
     function: Callable = node.func
     if '_pad' in node.func._overloadpacket.__name__:
         function, args = torch.ops.aten.constant_pad_nd.default, [*args[:2], float(_UNKNOWN)]
     elif node.func in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
         function = torch.ops.aten.reshape.default  # the positions may lie elsewhere in memory
     try:
-        return tensors_in(function(*args, **kwargs))[node.which]
+        return parts_of(function(*args, **kwargs), Tensor)[node.which]
     except Exception:  # as with an index whose numbers are not there
         return None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import SetupError
 from ..outputs import vector_of
 from ..registry import TASK_UTILS
-from .dataflow import tensors_in
+from .dataflow import parts_of
 from .trace import feature_of, pooled_of
 from .view import describe, view_of
 
@@ -104,7 +104,7 @@ class StageOutputsRecorder(ModuleOutputsRecorder):
     def record_pooled(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """Hook: take the input of a classifier."""
         if self.recording:
-            self.parts.append(tensors_in((args, kwargs))[0])
+            self.parts.append(parts_of((args, kwargs), Tensor)[0])
             if len(self.parts) == len(self.dims):
                 self.data_buffer.append(pooled_of(self.parts, self.dims))
                 self.parts = []

@@ -12,18 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import SetupError
 from ..outputs import vector_of
-from .dataflow import tensors_in
+from .dataflow import parts_of
 from .stage import Stage
-from .trace import (
-    Call,
-    example,
-    feature_of,
-    hooked,
-    is_shape,
-    pooled_of,
-    shapes_in,
-    undisturbed,
-)
+from .trace import Call, Shape, example, feature_of, hooked, is_shape, pooled_of, undisturbed
 
 if TYPE_CHECKING:
     from .view import ModelView
@@ -92,7 +83,7 @@ class Tail:
         inputs: list[Tensor] = []
 
         def enters(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            inputs.append(tensors_in((args, kwargs))[0])
+            inputs.append(parts_of((args, kwargs), Tensor)[0])
 
         def ends(module: nn.Module, args: tuple, output: Any) -> None:
             last.append(feature_of(output))
@@ -115,7 +106,11 @@ class Tail:
             siblings = call.parent.children
             # What does not grow with the batch is a table, such as a position
             # bias, that the tail may need too.
-            finished[:0] = [c for c in siblings[: siblings.index(call)] if _batched(c.output)]
+            finished[:0] = [
+                c
+                for c in siblings[: siblings.index(call)]
+                if any(shape.batched for shape in parts_of(c.output, Shape))
+            ]
             call = call.parent
         return finished
 
@@ -200,10 +195,6 @@ class Tail:
                 f"the prefix tokens of '{self.stage.module}' are not there before the first "
                 'block; choose other `stages`, or another `split`'
             ) from error
-
-
-def _batched(output: Any) -> bool:
-    return any(shape.batched for shape in shapes_in(output))
 
 
 @contextlib.contextmanager

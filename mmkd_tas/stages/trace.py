@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..errors import SetupError
 from ..outputs import num_classes, vector_of
-from .dataflow import Dataflow, Node, tensors_in
+from .dataflow import Dataflow, Node, parts_of
 from .stage import Stage
 
 
@@ -47,8 +48,14 @@ class Shape:
         return torch.zeros((), dtype=self.dtype, device=device).expand(size)
 
 
+class _Past:
+    def __deepcopy__(self, memo: dict) -> '_Past':
+        """Return itself: what happened does not change."""
+        return self
+
+
 @dataclass(eq=False)
-class Call:
+class Call(_Past):
     """One call of a module during a forward.
 
     Attributes:
@@ -78,13 +85,14 @@ class Call:
     own_flops: int = 0
     own_products: int = 0
 
-    def __deepcopy__(self, memo: dict) -> 'Call':
-        """Return itself: what happened does not change."""
-        return self
+    @property
+    def enters(self) -> Shape | None:
+        """The first input that grows with the batch."""
+        return next((shape for shape in parts_of(self.inputs, Shape) if shape.batched), None)
 
 
 @dataclass(eq=False)
-class Trace:
+class Trace(_Past):
     """What was seen of a forward.
 
     Attributes:
@@ -95,6 +103,7 @@ class Trace:
         classifiers: ``(call, dim)`` of the modules that make them from the pooled feature,
             and the dimension of its channels.
         flops: Of the forward, with two images.
+        branches: Whether other modules run for other images: then no stage is found.
     """
 
     calls: list[Call]
@@ -103,10 +112,7 @@ class Trace:
     logits_call: Call
     classifiers: list[tuple[Call, int]]
     flops: int
-
-    def __deepcopy__(self, memo: dict) -> 'Trace':
-        """Return itself: what happened does not change."""
-        return self
+    branches: bool
 
 
 @contextlib.contextmanager
@@ -169,7 +175,7 @@ def trace(model: nn.Module, input_size: tuple[int, int]) -> Trace:
     if next(model.parameters(), None) is None:
         raise SetupError(f'{type(model).__name__} has no parameters: it is no classifier')
     first = [m.in_channels for m in model.modules() if isinstance(m, _ConvNd)][:1]
-    problem: Exception | None = None
+    problems: dict[int, Exception] = {}
     for channels in dict.fromkeys((3, *first, 1)):
         for fake in (True, False):
             mode = _fake() if fake else contextlib.nullcontext()
@@ -178,7 +184,8 @@ def trace(model: nn.Module, input_size: tuple[int, int]) -> Trace:
             except SetupError:
                 raise
             except Exception as error:
-                problem = problem or (None if fake else error)
+                problems[channels] = error
+    problem = problems[1 if first == [1] else 3]
     message = ' '.join(str(problem).split()) or type(problem).__name__
     size = 'x'.join(map(str, input_size))
     raise SetupError(
@@ -208,12 +215,8 @@ def _watch_two(
         for batch in (1, 2):
             runs.append(_watch(model, example(model, image, batch)))
     (ones, logits_of_one, _), (calls, logits, flow) = runs
-    if [call.path for call in calls] != [call.path for call in ones]:
-        raise SetupError(
-            f'{type(model).__name__} runs other modules for another batch: its forward depends on '
-            'the numbers in the images, and so its stages cannot be told'
-        )
-    for call, one in zip(calls, ones, strict=True):
+    branches = [call.path for call in calls] != [call.path for call in ones]
+    for call, one in zip(calls, calls if branches else ones, strict=True):
         call.inputs = _merge(one.inputs, call.inputs)
         call.output = _merge(one.output, call.output)
     end = flow.node_of(logits)
@@ -222,9 +225,10 @@ def _watch_two(
     shape = _merge(_seen(logits_of_one), _seen(logits))
     headless = num_classes(model) == 0
     classifiers = [] if headless else _classifiers(calls, flow, end, shape)
-    _find_stages(calls, flow, end, image[-1], before=classifiers)
+    if not branches:
+        _find_stages(calls, flow, end, image[-1], before=classifiers)
     source = _logits_call(calls, flow, end)
-    return Trace(calls, image[0], shape, source, classifiers, flow.flops)
+    return Trace(calls, image[0], shape, source, classifiers, flow.flops, branches)
 
 
 def _find_stages(
@@ -234,7 +238,7 @@ def _find_stages(
     cuts = flow.cuts(end)
     begins = min((call.began for call, _ in before), default=end.index + 1)
     for call in {call.path: call for call in calls if call.path}.values():
-        if len(shapes_in(call.output)) != 1 or call.ended > begins:
+        if len(parts_of(call.output, Shape)) != 1 or call.ended > begins:
             continue
         node = next((flow.nodes[index] for index in call.nodes if index in cuts), None)
         if node is not None and len(node.shape) in (3, 4):
@@ -265,7 +269,7 @@ def _watch(model: nn.Module, images: Tensor) -> tuple[list[Call], Tensor, Datafl
         call.ended, call.flops, call.products = len(flow.nodes), flow.flops, flow.products
         call.own_flops += flow.flops
         call.own_products += flow.products
-        ended.append((call, tensors_in(output)))
+        ended.append((call, parts_of(output, Tensor)))
 
     with hooked() as handles:
         for path, module in model.named_modules():
@@ -311,19 +315,15 @@ def _classifiers(
         if not node.weighty:
             waiting += [flow.nodes[index] for index in node.reads]
         elif logits.dims[-1][1] in node.shape[1:]:
-            inside = (call for call in calls if call.began <= node.index < call.ended)
-            call = next(inside)
-            first = next((s for s in shapes_in(call.inputs) if s.batched), None)
-            if call.path and first is not None and first.dims[0] == (1, 0):
-                convolves = 'conv' in str(node.func)
-                found[call] = 1 if convolves else len(first.dims) - 1
-    vectors = {call: dim for call, dim in found.items() if _is_vector(call, dim)}
+            call = next(call for call in calls if call.began <= node.index < call.ended)
+            if call.path and call.enters is not None and call.enters.dims[0] == (1, 0):
+                found[call] = 1 if 'conv' in str(node.func) else len(call.enters.dims) - 1
+    vectors = {
+        call: dim
+        for call, dim in found.items()
+        if math.prod(fixed for _, fixed in call.enters.dims[1:]) == call.enters.dims[dim][1]
+    }
     return sorted((vectors or found).items(), key=lambda entry: entry[0].began)
-
-
-def _is_vector(call: Call, dim: int) -> bool:
-    shape = next(s for s in shapes_in(call.inputs) if s.batched)
-    return all(fixed == 1 for i, (_, fixed) in enumerate(shape.dims) if i not in (0, dim))
 
 
 def _seen(tensor: Tensor) -> Shape:
@@ -332,9 +332,12 @@ def _seen(tensor: Tensor) -> Shape:
 
 def _merge(one: Any, two: Any) -> Any:
     """Make a :class:`Shape` of each pair that was seen with a batch of one and of two."""
-    pairs = iter(shapes_in(two))
+    pairs = iter(parts_of(two, Shape))
 
     def merged(seen: Shape) -> Shape:
+        if one is two:  # what is seen with two images alone: the batch is the first dimension
+            batch = ((1, 0),) if seen.dims[:1] == ((0, 2),) else seen.dims[:1]
+            return Shape((*batch, *seen.dims[1:]), seen.dtype)
         # factor + fixed = a, 2 * factor + fixed = b
         sizes = zip(seen.dims, next(pairs).dims, strict=True)
         return Shape(tuple((b - a, 2 * a - b) for (_, a), (_, b) in sizes), seen.dtype)
@@ -347,20 +350,13 @@ def is_shape(value: Any) -> bool:
     return isinstance(value, Shape)
 
 
-def shapes_in(value: Any) -> list[Shape]:
-    """Return what stands for tensors in nested containers, in order."""
-    found: list[Shape] = []
-    apply_to(value, is_shape, found.append)
-    return found
-
-
 def feature_of(output: Any) -> Any:
     """Return the one tensor, or :class:`Shape`, in what a module returns.
 
     Raises:
         SetupError: If there is none, or more than one.
     """
-    found = tensors_in(output) or shapes_in(output)
+    found = parts_of(output, Tensor | Shape)
     if len(found) != 1:
         raise SetupError(
             'a stage must end with a module that returns one feature, and this one returns '

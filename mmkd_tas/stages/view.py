@@ -12,7 +12,7 @@ from ..outputs import num_classes
 from .choice import choose
 from .stage import LAYOUTS, Stage
 from .tail import Tail
-from .trace import Call, Trace, feature_of, is_shape, shapes_in, trace
+from .trace import Call, Trace, feature_of, is_shape, trace
 
 
 def describe(
@@ -90,10 +90,7 @@ class ModelView:
         """Width D of the pooled feature ``(N, D)``."""
         if self.headless:
             return self.trace.logits.dims[1][1]
-        widths = [
-            next(s for s in shapes_in(call.inputs) if s.batched).dims[dim][1]
-            for call, dim in self.trace.classifiers
-        ]
+        widths = [call.enters.dims[dim][1] for call, dim in self.trace.classifiers]
         return widths[0] if len({*widths}) == 1 else sum(widths)
 
     @cached_property

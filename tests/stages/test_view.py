@@ -1,10 +1,17 @@
+import ast
+import re
+from pathlib import Path
+
+import mmpretrain
 import pytest
+import timm
 import torch
 from mmengine.registry import MODELS
 from own_model import OwnClassifier
 from torch import nn
 from zoo import ZOO, of_channels
 
+import mmkd_tas.stages
 from mmkd_tas.errors import SetupError
 from mmkd_tas.registry import TASK_UTILS
 from mmkd_tas.stages import Stage, describe, view_of
@@ -312,3 +319,46 @@ def test_layouts(layout, prefix):
     torch.testing.assert_close(stage.to_tokens(feature), tokens)
     torch.testing.assert_close(stage.prefix_tokens(feature), class_tokens)
     assert Stage('x', layout, prefix).measured(stage.shape, (20, 40)) == stage
+
+
+class EarlyExit(OwnClassifier):
+    """Asks for the numbers of the images, and runs other modules for each answer."""
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        feature = self.early(inputs)
+        if float(inputs[-1].mean()) > self.threshold:
+            feature = self.middle(feature)
+        return self.classify(feature.mean((2, 3)))
+
+
+def test_a_forward_that_depends_on_the_numbers():
+    model = EarlyExit()
+    example = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    one = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    model.threshold = float((example[-1].mean() + one[-1].mean()) / 2)
+    view = describe(model, 16)
+    assert (view.num_classes, view.width) == (10, 8)
+    with pytest.raises(SetupError, match='depends on the numbers in the images; .*stages='):
+        _ = view.stages
+    assert describe(model, 16, ['early']).stage(1) == Stage('early', 'NCHW', 0, 8, (4, 4))
+
+
+def test_no_model_is_known_by_its_name():
+    """Neither a library of models nor a class of its is written into the package."""
+    libraries = (mmpretrain.models.backbones, timm.models)
+    models = {
+        name
+        for library in libraries
+        for name, kind in vars(library).items()
+        if isinstance(kind, type)
+    }
+    models |= {'timm', 'mmpretrain', 'torchvision', 'transformers'}
+    assert {'ResNet', 'VisionTransformer', 'SwinTransformer'} <= models
+    for path in Path(mmkd_tas.stages.__file__).parent.glob('*.py'):
+        tree = ast.parse(path.read_text())
+        documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+        for node in ast.walk(tree):
+            if isinstance(node, documented) and ast.get_docstring(node) is not None:
+                del node.body[0]
+        code = ast.unparse(tree)
+        assert models.isdisjoint(re.findall(r'\w+', code)), path.name

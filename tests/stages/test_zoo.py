@@ -1,7 +1,9 @@
 """The contract of the view, over every family."""
 
 import copy
+import json
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from mmpretrain.structures import DataSample
 from torch.nn.modules.batchnorm import _BatchNorm
 from zoo import CLASSES, ZOO
 
+from mmkd_tas.errors import SetupError
 from mmkd_tas.registry import TASK_UTILS
 from mmkd_tas.stages import StageOutputsRecorder, describe, view_of
 
@@ -112,6 +115,85 @@ def check(model, size):
 @pytest.mark.parametrize('name', ZOO)
 def test_stages_and_tails(name):
     check(build(name), ZOO[name].size)
+
+
+def test_the_stages_are_the_true_ones():
+    """Module, layout, prefix tokens, channels and grid, which equal logits do not prove.
+
+    They are those that the libraries' own records and class tables give, but for: DenseNet,
+    the last block in place of the norm after it; RepVGG, the last stage in place of the
+    identity after it; GhostNet, the last block of each grid, where timm's record has the
+    first of the next before.
+    """
+    true = json.loads((Path(__file__).parent / 'true_stages.json').read_text())
+    assert true.keys() == ZOO.keys()
+    for name, entry in ZOO.items():
+        stages = describe(MODELS.build(entry.cfg), entry.size).stages
+        found = [
+            f'{s.module} {s.layout} {s.prefix} {s.channels} {s.grid[0]}x{s.grid[1]}' for s in stages
+        ]
+        assert found == true[name], name
+
+
+class Rows(torch.nn.Module):
+    """Tokens in an order of one's own, with constants around them, between two embeddings."""
+
+    def __init__(self, order, before=0, after=0):
+        super().__init__()
+        self.embed = torch.nn.Conv2d(3, 8, 4, 4)
+        self.order = order
+        self.tokens = torch.nn.Parameter(torch.randn(1, before + after, 8))
+        self.before = before
+        self.blocks = torch.nn.ModuleList(
+            torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.Linear(16, 8))
+            for _ in range(4)
+        )
+        self.head = torch.nn.Linear(8, 5)
+
+    def forward(self, images):
+        rows = self.order(self.embed(images))
+        tokens = self.tokens.expand(len(rows), -1, -1)
+        rows = torch.cat([tokens[:, : self.before], rows, tokens[:, self.before :]], 1)
+        for block in self.blocks:
+            rows = rows + torch.tanh(rows)
+            rows = block(rows)
+        return self.head(rows.mean(1))
+
+
+def by_rows(maps):
+    return maps.flatten(2).transpose(1, 2)
+
+
+def by_columns(maps):
+    return maps.transpose(2, 3).flatten(2).transpose(1, 2)
+
+
+def by_windows(maps):
+    return (
+        maps.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).transpose(3, 4).flatten(2).transpose(1, 2)
+    )
+
+
+@pytest.mark.parametrize(
+    ('order', 'before', 'after', 'size', 'found'),
+    [
+        (by_rows, 0, 0, (32, 32), (0, (8, 8))),
+        (by_rows, 1, 0, (32, 32), (1, (8, 8))),
+        (by_rows, 4, 0, (32, 32), (4, (8, 8))),  # 68 tokens could be 4 x 17
+        (by_rows, 0, 0, (16, 64), (0, (4, 16))),
+        (by_rows, 5, 0, (48, 16), (5, (12, 4))),
+        (by_rows, 0, 1, (32, 32), None),  # a token behind the others
+        (by_columns, 0, 0, (32, 32), None),
+        (by_windows, 1, 0, (32, 32), None),
+    ],
+)
+def test_grid_and_prefix_of_tokens(order, before, after, size, found):
+    view = describe(Rows(order, before, after), size)
+    if found is None:
+        with pytest.raises(SetupError, match='are not found'):
+            _ = view.stages
+    else:
+        assert {(s.layout, s.prefix, s.grid) for s in view.stages} == {('NLC', *found)}
 
 
 @pytest.mark.parametrize('name', [name for name, entry in ZOO.items() if entry.oblong])
