@@ -21,7 +21,9 @@ def num_classes(model: nn.Module) -> int | None:
         count = getattr(part, 'num_classes', None)
         if isinstance(count, int):
             return count
-    return None
+    # of LeNet5, InceptionV3 and VGG the backbone makes the logits, unless this is -1
+    count = getattr(getattr(model, 'backbone', None), 'num_classes', None)
+    return count if isinstance(count, int) and count > 0 else None
 
 
 def vector_of(output: Any, headless: bool = False) -> Tensor:

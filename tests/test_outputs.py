@@ -68,4 +68,8 @@ def test_numbers_of_classes():
     assert num_classes(MODELS.build(dict(timm, num_classes=0))) == 0
     assert num_classes(MODELS.build(whole)) == 7
     assert num_classes(MODELS.build(dict(whole, head=None))) == 0
+    own = dict(whole, head=dict(type='mmpretrain.ClsHead'))
+    for count, expected in ((7, 7), (-1, None)):
+        backbone = dict(type='mmpretrain.LeNet5', num_classes=count)
+        assert num_classes(MODELS.build(dict(own, backbone=backbone))) == expected
     assert num_classes(nn.Linear(3, 7)) is None
