@@ -66,10 +66,10 @@ def choose(seen: Trace, model: nn.Module) -> tuple[Stage, ...]:
             else (f'only {found} return' if found else 'no module returns')
             + ' all that the rest of the model is computed from'
         )
-    upto = [*(point.flops for point in points), seen.flops]
+    upto = [*(point.flops for point in candidates), seen.flops]
     gaps = [after - before for before, after in itertools.pairwise(upto)]
     if max(gaps) > _NEARLY_ALL * seen.flops or gaps[-1] > seen.flops / 2:
-        point = points[gaps.index(max(gaps))].calls[0].path
+        point = candidates[gaps.index(max(gaps))].calls[0].path
         raise SetupError(
             f'{max(gaps) / seen.flops:.0%} of the computation come after {point!r} in one piece, '
             'within which no module returns all that the rest of the model is computed from'

@@ -162,8 +162,8 @@ def example(model: nn.Module, image: tuple[int, int, int], batch: int) -> Tensor
 def trace(model: nn.Module, input_size: tuple[int, int]) -> Trace:
     """Watch which modules a model calls, what they return, and what that is made from.
 
-    Runs fake tensors through the model, which have no numbers: a batch of one and one of
-    two, to know what grows with the batch. Where a model asks for numbers, real ones.
+    Runs fake tensors through the model, which have no numbers: a batch of two and one of
+    three, to know what grows with the batch. Where a model asks for numbers, real ones.
 
     Args:
         model: ``model(images)`` returns logits, see :func:`vector_of`.
@@ -212,17 +212,17 @@ def _watch_two(
 ) -> Trace:
     runs = []
     with undisturbed(model), mode:
-        for batch in (1, 2):
+        for batch in (3, 2):
             runs.append(_watch(model, example(model, image, batch)))
-    (ones, logits_of_one, _), (calls, logits, flow) = runs
-    branches = [call.path for call in calls] != [call.path for call in ones]
-    for call, one in zip(calls, calls if branches else ones, strict=True):
-        call.inputs = _merge(one.inputs, call.inputs)
-        call.output = _merge(one.output, call.output)
+    (others, other_logits, _), (calls, logits, flow) = runs
+    branches = [call.path for call in calls] != [call.path for call in others]
+    for call, other in zip(calls, calls if branches else others, strict=True):
+        call.inputs = _merge(call.inputs, other.inputs)
+        call.output = _merge(call.output, other.output)
     end = flow.node_of(logits)
     if end is None:
         raise SetupError(f'{type(model).__name__}: what it returns does not depend on its images')
-    shape = _merge(_seen(logits_of_one), _seen(logits))
+    shape = _merge(_seen(logits), _seen(other_logits))
     headless = num_classes(model) == 0
     classifiers = [] if headless else _classifiers(calls, flow, end, shape)
     if not branches:
@@ -330,19 +330,19 @@ def _seen(tensor: Tensor) -> Shape:
     return Shape(tuple((0, size) for size in tensor.shape), tensor.dtype)
 
 
-def _merge(one: Any, two: Any) -> Any:
-    """Make a :class:`Shape` of each pair that was seen with a batch of one and of two."""
-    pairs = iter(parts_of(two, Shape))
+def _merge(two: Any, three: Any) -> Any:
+    """Make a :class:`Shape` of each pair that was seen with a batch of two and of three."""
+    pairs = iter(parts_of(three, Shape))
 
     def merged(seen: Shape) -> Shape:
-        if one is two:  # what is seen with two images alone: the batch is the first dimension
+        if two is three:  # what is seen with two images alone: the batch is the first dimension
             batch = ((1, 0),) if seen.dims[:1] == ((0, 2),) else seen.dims[:1]
             return Shape((*batch, *seen.dims[1:]), seen.dtype)
-        # factor + fixed = a, 2 * factor + fixed = b
+        # 2 * factor + fixed = a, 3 * factor + fixed = b
         sizes = zip(seen.dims, next(pairs).dims, strict=True)
-        return Shape(tuple((b - a, 2 * a - b) for (_, a), (_, b) in sizes), seen.dtype)
+        return Shape(tuple((b - a, 3 * a - 2 * b) for (_, a), (_, b) in sizes), seen.dtype)
 
-    return apply_to(one, is_shape, merged)
+    return apply_to(two, is_shape, merged)
 
 
 def is_shape(value: Any) -> bool:
