@@ -248,7 +248,6 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
         import os, resource, signal, sys
         os.chdir(sys.argv[1])
         from mmkd_tas.compat import write_whole
-from mmkd_tas.errors import SetupError
         write_whole(b'old', 'file')
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # a disk of 1,000 bytes
