@@ -11,8 +11,7 @@ from torch.utils.data import BatchSampler, DataLoader
 from ..checkpoint import check_fit, fingerprint, overridden
 from ..errors import SetupError
 from ..models.distillers import StageDistiller
-from ..models.utils import unwrapped
-from ..outputs import num_classes
+from ..models.utils import classes_of, unwrapped
 from ..registry import HOOKS
 from ..stages import view_of
 
@@ -34,11 +33,11 @@ class PreflightHook(Hook):
     - Where a batch has a single image, every BatchNorm layer must be able to take it.
     - Nothing may count epochs in a training that is counted in iterations.
     - The frozen teacher of a :class:`CrossArchDistill` is evaluated on the
-      validation data with the run's own metrics. Its result goes to the log, to
-      the visualizer's backends (``teacher/accuracy/top1``) and into the
-      checkpoints; a resumed run does not repeat it. One no better than chance ends the
-      run, unless the model says ``random_teacher=True``; one below ``teacher_floor`` is
-      warned of.
+      validation data with the run's own metrics, unless it has other classes or none.
+      Its result goes to the log, to the visualizer's backends
+      (``teacher/accuracy/top1``) and into the checkpoints; a resumed run does not
+      repeat it. One no better than chance ends the run, unless the model says
+      ``random_teacher=True``; one below ``teacher_floor`` is warned of.
 
     Unlike MMRazor's ``SingleTeacherDistillValLoop`` this evaluates the teacher
     once instead of at every validation, and fires no other hook: with mmengine's
@@ -158,7 +157,7 @@ class PreflightHook(Hook):
                 buffer.copy_(before)
 
     def _check_classes(self, runner: Runner, model) -> None:
-        heads = num_classes(getattr(model, 'architecture', model))
+        heads = classes_of(getattr(model, 'architecture', model))
         loaders = {'train_dataloader': runner.train_dataloader}
         if runner.val_loop is not None:
             loaders['val_dataloader'] = runner.val_loop.dataloader
@@ -214,6 +213,11 @@ class PreflightHook(Hook):
 
     def _evaluate_teacher(self, runner: Runner, model) -> None:
         loop = runner.val_loop
+        taught, learned = classes_of(model.teacher), classes_of(model.student)
+        if taught == 0 or (None not in (taught, learned) and taught != learned):
+            what = f'knows {taught} classes and the student {learned}' if taught else 'has no head'
+            runner.logger.info(f'The teacher {what}: it is not evaluated')
+            return
         model.eval()
         for batch in loop.dataloader:
             with autocast(enabled=loop.fp16):
@@ -227,7 +231,7 @@ class PreflightHook(Hook):
             + ', '.join(f'{key} {value:.2f}' for key, value in metrics.items())
         )
         runner.visualizer.add_scalars({f'teacher/{k}': v for k, v in metrics.items()}, step=0)
-        self._judge_teacher(runner, metrics, num_classes(model.teacher))
+        self._judge_teacher(runner, metrics, taught)
 
     def _judge_teacher(self, runner: Runner, metrics: dict, classes: int | None) -> None:
         top1 = metrics.get('accuracy/top1')

@@ -11,17 +11,18 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
 from mmrazor.models.algorithms import SingleTeacherDistill
+from mmrazor.models.task_modules.recorder import ModuleOutputsRecorder
 from mmrazor.models.utils import add_prefix
 from torch import Tensor, nn
 
 from ...checkpoint import load_weights
 from ...configs import set_num_classes
 from ...errors import SetupError
-from ...outputs import num_classes
 from ...registry import MODELS
 from ...stages import StageOutputsRecorder, describe, view_of
+from ..classifier import Classifier
 from ..losses.functional import images_of_step
-from ..utils import count_parameters
+from ..utils import classes_of, count_parameters
 from .teacher_cache import TeacherCache
 from .teacher_input import TeacherInput
 
@@ -43,9 +44,11 @@ class CrossArchDistill(SingleTeacherDistill):
       DDP hold the student and the distiller's own modules only.
 
     Args:
-        architecture: The student, a classifier or its config. Where the config does not
-            say its number of classes, it is that of ``data_preprocessor``.
-        teacher: The teacher, likewise.
+        architecture: The student: a classifier, any other module that makes logits of
+            images (see :class:`Classifier`), or the config of one. Where the config does
+            not say its number of classes, it is that of ``data_preprocessor``.
+        teacher: The teacher, likewise. For methods that take none of its logits it may have
+            other classes, or none (``num_classes=0``).
         distiller: Config of the distiller.
         teacher_ckpt: Checkpoint of the teacher: a file of mmengine, timm, a bare
             state dict, safetensors, an address mmengine can load from, or the work dir
@@ -85,8 +88,8 @@ class CrossArchDistill(SingleTeacherDistill):
 
     def __init__(
         self,
-        architecture: dict | BaseModel,
-        teacher: dict | BaseModel,
+        architecture: dict | nn.Module,
+        teacher: dict | nn.Module,
         distiller: dict,
         teacher_ckpt: str | None = None,
         random_teacher: bool = False,
@@ -118,9 +121,11 @@ class CrossArchDistill(SingleTeacherDistill):
         self_loading = not isinstance(teacher, dict) or _asks_for_weights(teacher)
         if isinstance(architecture, dict):
             architecture = MODELS.build(architecture)
+        architecture = _as_classifier(architecture)
         with _random_numbers_aside():
             if isinstance(teacher, dict):
                 teacher = MODELS.build(teacher)
+            teacher = _as_classifier(teacher)
             self_loading = self_loading or _asks_for_weights(_init_cfgs(teacher))
             if not (teacher_ckpt or self_loading or random_teacher):
                 raise SetupError(
@@ -174,12 +179,51 @@ class CrossArchDistill(SingleTeacherDistill):
             self.teacher.init_weights()
 
     def _check_classes(self) -> None:
-        student, teacher = num_classes(self.student), num_classes(self.teacher)
-        if None not in (student, teacher) and student != teacher:
-            raise SetupError(
-                f"model: the student's head has {student} classes and the teacher's {teacher}; "
-                'give both heads the same num_classes'
-            )
+        """Compare the numbers of classes of what each loss compares, and of nothing else."""
+        for loss, mapping in getattr(self.distiller, 'loss_forward_mappings', {}).items():
+            counts = {}
+            for argument, reference in mapping.items():
+                if count := self._classes_of(reference):
+                    counts.setdefault(count, argument)
+            if len(counts) > 1:
+                (one, arg), (other, arg2) = [*counts.items()][:2]
+                raise SetupError(
+                    f'distiller.loss_forward_mappings.{loss}: {arg} has {one} classes and {arg2} '
+                    f'{other}; give the heads of student and teacher the same num_classes, or take '
+                    'a method that needs no logits of the teacher (rsd, fitnet)'
+                )
+
+    def _classes_of(self, reference: Any) -> int | None:
+        """Return the number of classes of logits and labels that a loss takes, else None."""
+        if isinstance(reference, str):
+            side, _, name = reference.partition('.')
+            if side not in ('student', 'teacher'):
+                outputs = getattr(dict(self.distiller.connectors.items())[side], 'outputs', {})
+                return outputs[name].channels if name == 'logits' and name in outputs else None
+            recorder = self.distiller._recorder(reference)
+        else:
+            if reference.get('connector'):
+                return None
+            side = 'student' if reference['from_student'] else 'teacher'
+            recorders = getattr(self.distiller, f'{side}_recorders').recorders
+            recorder = recorders[reference['recorder']]
+        if isinstance(recorder, StageOutputsRecorder):
+            if recorder.source in ('labels', 'classes'):
+                side = 'student'  # they come with the images
+            elif recorder.source != 'logits':
+                return None
+        elif not self._makes_logits(side, recorder):
+            return None
+        return classes_of(getattr(self, side))
+
+    def _makes_logits(self, side: str, recorder: Any) -> bool:
+        """Whether one of MMRazor's recorders takes a model's logits."""
+        if not isinstance(recorder, ModuleOutputsRecorder):
+            return False
+        with contextlib.suppress(SetupError):
+            logits = view_of(getattr(self, side)).logits_module
+            return f'{logits}.'.startswith(f'{recorder.source}.')
+        return False
 
     def _prepare_precision(self, name: str | None) -> None:
         names = ('bfloat16', 'float16', 'float32')
@@ -365,6 +409,11 @@ def _in_float32(data: Any) -> Any:
     return data.float() if isinstance(data, Tensor) and data.is_floating_point() else data
 
 
+def _as_classifier(model: nn.Module) -> nn.Module:
+    """Give a plain module the modes of mmpretrain's classifiers."""
+    return model if isinstance(model, BaseModel) else Classifier(model)
+
+
 def _init_cfgs(model: nn.Module) -> list:
     """Return how the modules of a built model are to be initialised, in mmengine's terms."""
     return [getattr(module, 'init_cfg', None) for module in model.modules()]
@@ -374,5 +423,7 @@ def _asks_for_weights(cfg: Any) -> bool:
     """Return whether a config names weights anywhere: mmengine's, timm's and others' keys."""
     if isinstance(cfg, dict):
         names = ('pretrained', 'weights', 'checkpoint', 'checkpoint_path')
-        return any(cfg.get(name) for name in names) or any(map(_asks_for_weights, cfg.values()))
+        given = isinstance(cfg.get('model'), nn.Module)  # built, with what weights it has
+        asked = given or any(cfg.get(name) for name in names)
+        return asked or any(map(_asks_for_weights, cfg.values()))
     return isinstance(cfg, list | tuple) and any(map(_asks_for_weights, cfg))

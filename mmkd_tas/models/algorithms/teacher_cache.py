@@ -1,5 +1,6 @@
 """What a teacher says about each image, kept on disk."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -76,7 +77,8 @@ class TeacherCache:
                 'leave it out'
             )
         self.teacher = teacher
-        self._recorders = {name: StageOutputsRecorder(name) for name in ('logits', 'pooled')}
+        names = ('pooled',) if self.classes == 0 else ('pooled', 'logits')
+        self._recorders = {name: StageOutputsRecorder(name) for name in names}
         for recorder in self._recorders.values():
             recorder.initialize(teacher)
         kept = [('pooled', '<f2', (view.width,)), ('logits', '<f2', (self.top_k or self.classes,))]
@@ -171,10 +173,12 @@ class TeacherCache:
         stored = self._checks[slots]
         missing = [i for i, row in enumerate(rows) if _checksum(row) != stored[i]]
         if missing:
-            with self._recorders['logits'], self._recorders['pooled'], torch.no_grad():
+            with contextlib.ExitStack() as stack, torch.no_grad():
+                for recorder in self._recorders.values():
+                    stack.enter_context(recorder)
                 forward(torch.tensor(missing))
             computed = self._packed(
-                *(self._recorders[name].get_record_data().float() for name in ('pooled', 'logits'))
+                **{name: r.get_record_data().float() for name, r in self._recorders.items()}
             )
             for recorder in self._recorders.values():
                 recorder.reset_data_buffer()
@@ -184,8 +188,10 @@ class TeacherCache:
                 self._checks[slots[i]] = _checksum(row)
         return self._unpacked(rows)
 
-    def _packed(self, pooled: Tensor, logits: Tensor) -> np.ndarray:
-        rows = np.zeros(len(logits), self._dtype)
+    def _packed(self, pooled: Tensor, logits: Tensor | None = None) -> np.ndarray:
+        rows = np.zeros(len(pooled), self._dtype)
+        if logits is None:  # of a teacher without a head, whose rows have room for none
+            logits = pooled[:, :0]
         if self.top_k:
             kept, classes = logits.topk(self.top_k, dim=1)
             others = logits.scatter(1, classes, -math.inf)

@@ -308,7 +308,7 @@ def test_parameters_are_reported():
 
 
 def test_class_counts_of_student_and_teacher_must_agree():
-    with pytest.raises(SetupError, match="student's head has 10 classes and the teacher's 7"):
+    with pytest.raises(SetupError, match='loss_kd: preds_S has 10 classes and preds_T 7;'):
         build(**{'model.teacher.head.num_classes': 7})
 
 
