@@ -1,0 +1,138 @@
+"""Whole libraries: every model has four stages with true tails, or is named here with its reason."""
+
+import re
+from pathlib import Path
+
+import mmpretrain
+import pytest
+import timm
+import torch
+import torchvision
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from timm.models import list_models, model_entrypoint
+
+from mmkd_tas.errors import SetupError
+from mmkd_tas.stages import describe
+
+TWO = 'several features go from part to part'
+ORDER = 'the tokens are in another order'
+WITHOUT = {
+    'timm': {
+        'crossvit': TWO,
+        'efficientvim': TWO,
+        'hiera': ORDER,
+        'hieradet_sam2': ORDER,
+        'hrnet': TWO,
+        'nasnet': TWO,
+        'pnasnet': TWO,
+        'tnt': TWO,
+    },
+    'mmpretrain': {'conformer': TWO, 'hrnet': TWO, 'revvit': TWO, 'tnt': TWO},
+    'torchvision': {},
+}
+TORCHVISION = (
+    *('alexnet', 'convnext_tiny', 'densenet121', 'efficientnet_b0', 'efficientnet_v2_s'),
+    *('googlenet', 'inception_v3', 'maxvit_t', 'mnasnet0_5', 'mobilenet_v2', 'mobilenet_v3_small'),
+    *('regnet_x_400mf', 'regnet_y_400mf', 'resnet18', 'resnext50_32x4d', 'wide_resnet50_2'),
+    *('shufflenet_v2_x0_5', 'squeezenet1_0', 'squeezenet1_1', 'swin_t', 'swin_v2_t', 'vgg11'),
+    *('vgg11_bn', 'vit_b_16'),
+)
+# One model of each kind that is found in another way, for every run of the tests.
+SAMPLE = {
+    'timm': ('convit_tiny', 'levit_128s', 'dpn48b', 'hrnet_w18_small', 'hiera_tiny_224'),
+    'torchvision': ('squeezenet1_1', 'shufflenet_v2_x0_5'),
+}
+
+
+def smallest_of_each_file() -> list[str]:
+    """Names of timm models."""
+    names: dict[str, list[tuple[int, str]]] = {}
+    for name in list_models():
+        with torch.device('meta'):
+            try:
+                size = sum(p.numel() for p in timm.create_model(name).parameters())
+            except (RuntimeError, NotImplementedError):  # asks for numbers
+                size = 10**9
+        names.setdefault(model_entrypoint(name).__module__, []).append((size, name))
+    return [min(models)[1] for models in names.values()]
+
+
+def family_of(library: str, name: str) -> str:
+    if library == 'timm':
+        return model_entrypoint(name).__module__.rpartition('.')[2]
+    return name
+
+
+def build(library: str, name: str) -> tuple[torch.nn.Module, int]:
+    """Return a model and the size of its images."""
+    if library == 'timm':
+        model = timm.create_model(name)
+        return model, model.pretrained_cfg.get('input_size', (3, 224, 224))[-1]
+    if library == 'torchvision':
+        init = {'init_weights': False} if name in ('googlenet', 'inception_v3') else {}
+        model = torchvision.models.get_model(name, weights=None, **init)
+        return model, 299 if name == 'inception_v3' else 224
+    config = stock_configs()[name]
+    config.model.pop('pretrained', None)
+    size = 32 if name == 'lenet' else 224
+    for step in config.get('test_pipeline') or ():
+        scale = step.get('crop_size') if step['type'] == 'CenterCrop' else step.get('scale')
+        size = (scale if isinstance(scale, int) else scale[0]) if scale else size
+    return MODELS.build(config.model), size
+
+
+def stock_configs() -> dict[str, Config]:
+    """Return a config of each of mmpretrain's families of classifiers, one of a small model."""
+    root = Path(mmpretrain.__file__).parent / '.mim/configs'
+    small = re.compile(r'tiny|small|nano|atto|pico|mini|b0|[-_](t|s|18|xs|m0|a0|s0|p0|050)[-_]')
+    found = {}
+    for family in sorted(path for path in root.iterdir() if path.name != '_base_'):
+        for file in sorted(
+            family.glob('*.py'), key=lambda f: (not small.search(f.name), len(f.name))
+        ):
+            config = Config.fromfile(file)
+            if config.get('model', {}).get('type') in ('ImageClassifier', 'TimmClassifier'):
+                found[family.name] = config
+                break
+    return found
+
+
+def look_at(library: str, name: str) -> None:
+    model, size = build(library, name)
+    view = describe(model, size)
+    if family_of(library, name) in WITHOUT[library]:
+        with pytest.raises(SetupError, match='are not found: .*name the stages'):
+            _ = view.stages
+        if not view.headless:  # methods on logits and pooled features work all the same
+            assert view.classifiers
+            assert view.logits_module is not None
+        return
+    assert len(view.stages) == 4
+    for number in range(1, 5):
+        view.tail(number)  # which compares with the model's own logits
+
+
+@pytest.mark.parametrize(
+    ('library', 'name'), [(library, name) for library in SAMPLE for name in SAMPLE[library]]
+)
+def test_a_sample(library, name):
+    look_at(library, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('library', ['timm', 'torchvision', 'mmpretrain'])
+def test_a_whole_library(library):
+    names = {
+        'timm': smallest_of_each_file,
+        'torchvision': lambda: TORCHVISION,
+        'mmpretrain': lambda: list(stock_configs()),
+    }[library]()
+    wrong = {}
+    for name in names:
+        try:
+            look_at(library, name)
+        except (Exception, pytest.fail.Exception) as error:
+            wrong[name] = f'{error}'[:300]
+    print(f'{library}: {len(names)} models, {len(wrong)} other than said')
+    assert wrong == {}
