@@ -1,4 +1,4 @@
-"""Whole libraries: every model has four stages with true tails, or is named here with its reason."""
+"""Whole libraries: every model has four stages with true tails, or is named with its reason."""
 
 import re
 from pathlib import Path
