@@ -258,7 +258,7 @@ def whole_checkpoints() -> bool:
 
 
 def _add_timm_prefix(state_dict: dict, prefix: str, *args: Any) -> None:
-    """Put ``model.`` into the keys of a TimmClassifier, unless it is there already.
+    """Put ``model.`` into the keys of a wrapped model, unless it is there already.
 
     Its hooks strip it when the model is saved and add it when it is loaded, but
     inside another model PyTorch ignores the stripped copy.
@@ -271,24 +271,25 @@ def _add_timm_prefix(state_dict: dict, prefix: str, *args: Any) -> None:
 
 @mend
 def timm_weights() -> bool:
-    """mmpretrain: a TimmClassifier keeps pretrained weights, and finds saved ones again."""
+    """mmpretrain: models of timm and Hugging Face keep and find their pretrained weights."""
     with warnings.catch_warnings():
         # mmcv-lite lacks an operator that no classifier uses.
         warnings.filterwarnings('ignore', 'Fail to import ``MultiScaleDeformableAttention')
-        from mmpretrain.models import TimmClassifier
+        from mmpretrain.models import HuggingFaceClassifier, TimmClassifier
 
-    TimmClassifier._add_state_dict_prefix = staticmethod(_add_timm_prefix)
-
-    # When a training starts, mmengine calls init_weights() of the timm model,
+    # When a training starts, mmengine calls init_weights() of the wrapped model,
     # which draws new weights even where pretrained=True has loaded some.
-    create = TimmClassifier.__init__
+    def initialised_by_its_library(create: Callable) -> Callable:
+        @functools.wraps(create)
+        def wrapped(self, *args, **kwargs):
+            create(self, *args, **kwargs)
+            self.model.is_init = True
 
-    @functools.wraps(create)
-    def initialised_by_timm(self, *args, **kwargs):
-        create(self, *args, **kwargs)
-        self.model.is_init = True
+        return wrapped
 
-    TimmClassifier.__init__ = initialised_by_timm
+    for kind in (TimmClassifier, HuggingFaceClassifier):
+        kind._add_state_dict_prefix = staticmethod(_add_timm_prefix)
+        kind.__init__ = initialised_by_its_library(kind.__init__)
     return True
 
 

@@ -1,6 +1,8 @@
+import logging
+
 import pytest
 import torch
-from helpers import TINY, captured_log
+from helpers import REPO, TINY, captured_log
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -116,6 +118,24 @@ def test_a_teacher_no_better_than_chance_ends_the_run(tmp_path, tiny_teacher):
         runner(tmp_path, **changes).train()
     assert not list(tmp_path.glob('*.pth'))
     runner(tmp_path, **{**changes, 'model.random_teacher': True}).train()
+    assert (tmp_path / 'epoch_1.pth').is_file()
+
+
+@pytest.mark.parametrize(
+    ('classes', 'said'), [(0, 'has no head'), (7, 'knows 7 classes and the student 10')]
+)
+def test_a_teacher_of_other_classes_is_not_evaluated(tmp_path, classes, said):
+    """It teaches features, and is not judged by labels that it does not know."""
+    teacher = dict(type='mmkd_tas.Classifier', model='timm:test_resnet', num_classes=classes)
+    rsd = Config.fromfile(REPO / 'configs/_base_/methods/rsd.py').distiller
+    changes = {
+        'model.teacher': dict(_delete_=True, **teacher),
+        'model.distiller': dict(_delete_=True, **rsd),
+        'model.input_size': 16,
+    }
+    with captured_log(logging.INFO) as messages:
+        runner(tmp_path, **changes).train()
+    assert any(f'The teacher {said}: it is not evaluated' in message for message in messages)
     assert (tmp_path / 'epoch_1.pth').is_file()
 
 
