@@ -6,10 +6,6 @@ from mmengine.registry import MODELS, DefaultScope, init_default_scope
 
 import mmkd_tas  # noqa: F401  (the mends)
 
-# Fake tensors register a GPU that is not there. Where the first backward pass comes later, autograd
-# starts a thread for it, and processes that are forked afterwards cannot run a backward pass.
-torch.ones((), requires_grad=True).backward()
-
 
 def pytest_addoption(parser):
     parser.addoption('--runslow', action='store_true', help='also run tests marked slow')

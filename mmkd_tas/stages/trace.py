@@ -200,6 +200,10 @@ def _fake() -> Iterator[None]:
     logger = logging.getLogger('torch._subclasses.fake_tensor')
     level = logger.level
     logger.setLevel(logging.CRITICAL)
+    # Fake tensors register a GPU that is not there. Autograd would start a thread for it in a
+    # first backward pass after that, and forked processes could not run one.
+    with torch.enable_grad():
+        torch.ones((), requires_grad=True).backward()
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             yield

@@ -1,5 +1,8 @@
 import ast
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import mmpretrain
@@ -17,6 +20,7 @@ from mmkd_tas.registry import TASK_UTILS
 from mmkd_tas.stages import Stage, describe, view_of
 from mmkd_tas.stages.costs import costs_of
 
+PATHS = os.pathsep.join(sys.path)
 OWN = ['early', 'middle', dict(module='late.0', prefix=1), dict(module='late.1', prefix=1)]
 
 
@@ -362,3 +366,23 @@ def test_no_model_is_known_by_its_name():
                 del node.body[0]
         code = ast.unparse(tree)
         assert models.isdisjoint(re.findall(r'\w+', code)), path.name
+
+
+def test_forked_processes_can_train_after_a_model_was_looked_at():
+    """In a process of its own: whether autograd has threads is decided once."""
+    code = """
+import os, torch
+from own_model import OwnClassifier
+from mmkd_tas.stages import describe
+model = OwnClassifier()
+describe(model, 16).stages
+model(torch.randn(2, 3, 16, 16)).sum().backward()
+child = os.fork()
+if child == 0:
+    model(torch.randn(2, 3, 16, 16)).sum().backward()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    subprocess.run(
+        [sys.executable, '-c', code], check=True, env={**os.environ, 'PYTHONPATH': PATHS}
+    )
