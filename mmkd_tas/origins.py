@@ -28,7 +28,8 @@ def build_named(
         pretrained: Whether to load the library's weights; a head for another number of
             classes is new.
         num_classes: By default what the library says; 0 for a model without a head.
-        img_size: Of the images, for models that are built for one size.
+        img_size: Of the images, for models that are built for one size; pretrained ones of
+            Hugging Face resize their position tables themselves.
         kwargs: Other arguments of the library's own function; of Hugging Face, settings
             of the model's config.
 
@@ -138,7 +139,7 @@ def _from_hugging_face(
         ) from error
     if num_classes:
         kwargs['num_labels'] = num_classes
-    if img_size is not None:
+    if img_size is not None and not pretrained:  # whose position tables are for their own size
         kwargs['image_size'] = img_size
     kind = AutoModel if num_classes == 0 else AutoModelForImageClassification
     try:
@@ -182,7 +183,7 @@ def _pretrained_of_hugging_face(kind: Any, name: str, **kwargs: Any) -> nn.Modul
     if wrong := sorted(key for key in new if headless or key.startswith(body)):
         raise SetupError(
             f"model: the weights of 'hf:{name}' do not fit the model that the config asks for: "
-            f'{", ".join(wrong[:6])} would stay random; leave img_size and other changes out'
+            f'{", ".join(wrong[:6])} would stay random; leave the changes of its config out'
         )
     return model
 

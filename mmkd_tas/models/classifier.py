@@ -1,5 +1,6 @@
 """Any module that makes logits of images, as a classifier of MMPretrain."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -93,6 +94,10 @@ class Classifier(BaseClassifier):
             if num_classes != 0:
                 num_classes = given.get('num_classes', count_of(model))
         self.model = model
+        # Models of Hugging Face refuse images of another size than their own without it.
+        name = 'interpolate_pos_encoding'
+        taken = name in inspect.signature(model.forward).parameters
+        self._arguments = {name: True} if taken else {}
         if num_classes is not None:
             self.num_classes = num_classes
         if not isinstance(model, BaseModule):
@@ -125,7 +130,7 @@ class Classifier(BaseClassifier):
             the data samples with scores and labels.
         """
         if mode == 'tensor':
-            return self._logits(self.model(inputs))
+            return self._logits(self.model(inputs, **self._arguments))
         if mode == 'loss':
             return self.loss(inputs, data_samples)
         if mode == 'predict':
@@ -135,7 +140,7 @@ class Classifier(BaseClassifier):
     def loss(self, inputs: Tensor, data_samples: list[DataSample]) -> dict[str, Tensor]:
         """Return the loss of the logits, and those of auxiliary classifiers."""
         self._need_head()
-        output = self.model(inputs)
+        output = self.model(inputs, **self._arguments)
         logits = self._logits(output)
         if self._takes_shares and 'gt_score' not in data_samples[0]:
             data_samples = [sample.clone() for sample in data_samples]

@@ -244,6 +244,16 @@ def test_hugging_face_with_another_head_or_none(hf, kind):
         headless(images, samples, mode='loss')
 
 
+@pytest.mark.parametrize('kind', ['ViT', 'Dinov2'])
+def test_pretrained_models_of_hugging_face_take_images_of_other_sizes(hf, kind):
+    images, _ = images_and_labels(48)
+    own, other = (
+        build(f'hf:{hf(kind)}', pretrained=True, img_size=size).eval() for size in (None, 48)
+    )
+    assert torch.equal(own(images), other(images))
+    assert own(images).shape == (4, CLASSES)
+
+
 @pytest.mark.parametrize('name', ['timm:test_resnet', 'torchvision:squeezenet1_1'])
 def test_without_a_head(name):
     images, samples = images_and_labels(64)
@@ -337,7 +347,7 @@ def test_mistakes(model, keys, said):
     ('keys', 'said'),
     [
         (dict(hiden=3), "no argument 'hiden'"),
-        (dict(img_size=16, pretrained=True), 'position_embeddings would stay random'),
+        (dict(intermediate_size=40, pretrained=True), 'would stay random'),
     ],
 )
 def test_mistakes_with_hugging_face(hf, keys, said):
