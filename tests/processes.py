@@ -11,6 +11,11 @@ from pathlib import Path
 import torch
 
 
+# The first backward pass starts a thread for each kind of device, and FakeTensorMode (which finds
+# the stages) adds one that is not there: no forked process could train after that.
+torch.ones((), requires_grad=True).backward()
+
+
 def _start(rank, world, folder, function, args):
     import mmkd_tas  # noqa: F401  (the mends)
 
