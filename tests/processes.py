@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-
 # The first backward pass starts a thread for each kind of device, and FakeTensorMode (which finds
 # the stages) adds one that is not there: no forked process could train after that.
 torch.ones((), requires_grad=True).backward()

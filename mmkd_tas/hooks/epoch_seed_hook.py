@@ -16,7 +16,11 @@ from mmpretrain.engine.hooks import SwitchRecipeHook
 from torch.utils.data import get_worker_info
 
 from ..errors import SetupError
-from ..models.algorithms.teacher_cache import data_fingerprint, description
+from ..models.algorithms.teacher_cache import (
+    CollateWithAnswers,
+    data_fingerprint,
+    description,
+)
 from ..models.losses.crd_loss import remember_images
 from ..models.utils import unwrapped
 from ..registry import HOOKS
@@ -211,6 +215,8 @@ class EpochSeedHook(Hook):
         )
         self.cycle = model.teacher_cache.cycle
         self._take_over(SeededSamples(dataset, 0, 0, slots=True))
+        loader = runner.train_dataloader
+        loader.collate_fn = CollateWithAnswers(loader.collate_fn, model.teacher_cache.store)
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Seed this process, and tell the data sets the epoch."""
@@ -223,6 +229,8 @@ class EpochSeedHook(Hook):
         # Only a loader that starts new workers draws a number for their seeds.
         if batch_idx == 0:
             self._seed(runner)
+        if self.cycle is not None:
+            unwrapped(runner.model).teacher_answers = data_batch.pop('teacher_answers', None)
 
     def _seed(self, runner: Runner) -> None:
         seed = _derive(runner.seed, runner.epoch, get_rank())

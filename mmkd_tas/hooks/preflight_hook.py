@@ -261,7 +261,9 @@ class PreflightHook(Hook):
 def _sizes_of_batches(runner: Runner) -> tuple | None:
     """Return what the sizes of the training batches follow from, None where that is unknown."""
     loader = runner.train_dataloader
-    collate = getattr(loader.collate_fn, 'func', loader.collate_fn)
+    collate = loader.collate_fn
+    while hasattr(collate, 'func'):
+        collate = collate.func
     # One's own may leave images out.
     parts = (type(loader.sampler), collate, type(unwrapped(runner.model).data_preprocessor))
     known = all(part.__module__.partition('.')[0] in ('mmengine', 'mmpretrain') for part in parts)

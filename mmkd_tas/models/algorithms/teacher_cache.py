@@ -22,6 +22,51 @@ from ...errors import SetupError
 from ...stages import StageOutputsRecorder, view_of
 
 
+class AnswerStore:
+    """The files of a cache, which processes share; workers of a loader may read them, too.
+
+    Args:
+        path: The folder.
+        dtype: Of a row: pooled feature and logits of an image, in full or the largest.
+        slots: Number of rows.
+        classes: Number of logits of the teacher.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype, slots: int, classes: int) -> None:
+        self._args = path, dtype, slots, classes
+        self.classes = classes
+        self._rows = np.memmap(path / 'records', dtype, 'r+', shape=slots)
+        self._checks = np.memmap(path / 'checksums', '<u4', 'r+', shape=slots)
+
+    def __reduce__(self) -> tuple:
+        """Map the files anew in another process, in place of sending what is in them."""
+        return type(self), self._args
+
+    def read(self, slots: list[int]) -> dict:
+        """Return logits ``(N, C)``, pooled features ``(N, D)`` and which rows are missing."""
+        rows, stored = self._rows[slots], self._checks[slots]
+        missing = [i for i, row in enumerate(rows) if _checksum(row) != stored[i]]
+        rows[missing] = np.zeros((), rows.dtype)  # they may hold anything
+        return dict(slots=slots, missing=missing, **self.unpacked(rows))
+
+    def write(self, slots: list[int], rows: np.ndarray) -> None:
+        """Store rows."""
+        for slot, row in zip(slots, rows, strict=True):
+            self._rows[slot] = row
+            self._checks[slot] = _checksum(row)
+
+    def unpacked(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Return logits and pooled features of stored rows, float32."""
+        kept, pooled = (torch.from_numpy(rows[k].astype(np.float32)) for k in ('logits', 'pooled'))
+        if 'rest' not in rows.dtype.names:
+            return dict(logits=kept, pooled=pooled)
+        rest = torch.from_numpy(rows['rest'].astype(np.float32))
+        share = rest - math.log(self.classes - kept.shape[1])
+        logits = share[:, None].repeat(1, self.classes)
+        classes = torch.from_numpy(rows['classes'].astype(np.int64))
+        return dict(logits=logits.scatter(1, classes, kept), pooled=pooled)
+
+
 class TeacherCache:
     r"""Logits and pooled features of a frozen teacher, stored once and then replayed.
 
@@ -65,7 +110,7 @@ class TeacherCache:
         self.augmentations = augmentations
         self.top_k = top_k
         self.max_gb = max_gb
-        self._rows = self._checks = None
+        self.store: AnswerStore | None = None
 
     def prepare(self, teacher: nn.Module) -> None:
         """Watch a teacher's logits and pooled features."""
@@ -110,8 +155,7 @@ class TeacherCache:
         if is_main_process():
             self._create(size, slots, made_from)
         barrier()
-        self._rows = np.memmap(self.path / 'records', self._dtype, 'r+', shape=slots)
-        self._checks = np.memmap(self.path / 'checksums', '<u4', 'r+', shape=slots)
+        self.store = AnswerStore(self.path, self._dtype, slots, self.classes)
 
     def _create(self, size: int, slots: int, made_from: dict[str, str]) -> None:
         if self._exists(made_from):
@@ -162,16 +206,24 @@ class TeacherCache:
             )
         return True
 
-    def __call__(self, slots: list[int], forward: Callable[[Tensor], None]) -> dict[str, Tensor]:
+    def __call__(
+        self, slots: list[int], forward: Callable[[Tensor], None], found: dict | None = None
+    ) -> dict[str, Tensor]:
         """Return logits ``(N, C)`` and pooled features ``(N, D)``, float32.
 
         Args:
             slots: Of the N images.
             forward: Runs the teacher on those images of the batch whose indices it gets.
+            found: What :attr:`store` has said of these slots before, in a worker of the loader.
         """
-        rows = self._rows[slots]
-        stored = self._checks[slots]
-        missing = [i for i, row in enumerate(rows) if _checksum(row) != stored[i]]
+        if found is None or found['slots'] != slots:
+            found = self.store.read(slots)
+        known, missing = {name: found[name] for name in ('logits', 'pooled')}, found['missing']
+        if missing:  # then: another batch, or another process, may have filled them since
+            again = self.store.read([slots[i] for i in missing])
+            for name, values in known.items():
+                values[missing] = again[name]
+            missing = [missing[i] for i in again['missing']]
         if missing:
             with contextlib.ExitStack() as stack, torch.no_grad():
                 for recorder in self._recorders.values():
@@ -182,11 +234,10 @@ class TeacherCache:
             )
             for recorder in self._recorders.values():
                 recorder.reset_data_buffer()
-            for i, row in zip(missing, computed, strict=True):
-                rows[i] = row
-                self._rows[slots[i]] = row
-                self._checks[slots[i]] = _checksum(row)
-        return self._unpacked(rows)
+            self.store.write([slots[i] for i in missing], computed)
+            for name, values in self.store.unpacked(computed).items():
+                known[name][missing] = values
+        return known
 
     def _packed(self, pooled: Tensor, logits: Tensor | None = None) -> np.ndarray:
         rows = np.zeros(len(pooled), self._dtype)
@@ -203,15 +254,26 @@ class TeacherCache:
             rows[name] = values.clamp(-largest, largest).cpu()
         return rows
 
-    def _unpacked(self, rows: np.ndarray) -> dict[str, Tensor]:
-        kept, pooled = (torch.from_numpy(rows[k].astype(np.float32)) for k in ('logits', 'pooled'))
-        if not self.top_k:
-            return dict(logits=kept, pooled=pooled)
-        rest = torch.from_numpy(rows['rest'].astype(np.float32))
-        share = rest - math.log(self.classes - self.top_k)
-        logits = share[:, None].repeat(1, self.classes)
-        classes = torch.from_numpy(rows['classes'].astype(np.int64))
-        return dict(logits=logits.scatter(1, classes, kept), pooled=pooled)
+
+class CollateWithAnswers:
+    """Put what the teacher said of a batch into it, under ``'teacher_answers'``.
+
+    So a worker of the data loader reads it, while the model trains on another batch.
+
+    Args:
+        collate: Of the data loader.
+        store: What has been said so far.
+    """
+
+    def __init__(self, collate: Callable, store: AnswerStore) -> None:
+        self.func = collate  # as functools.partial calls it
+        self.store = store
+
+    def __call__(self, samples: list) -> dict:
+        """Return the batch."""
+        batch = self.func(samples)
+        slots = [sample.cache_slot for sample in batch['data_samples']]
+        return {**batch, 'teacher_answers': self.store.read(slots)}
 
 
 def _checksum(row: np.void) -> int:

@@ -14,7 +14,7 @@ from pairs import batch, distillation
 from processes import run_processes, run_together
 
 from mmkd_tas.errors import SetupError
-from mmkd_tas.models.algorithms.teacher_cache import TeacherCache, description
+from mmkd_tas.models.algorithms.teacher_cache import AnswerStore, TeacherCache, description
 
 METHODS = ('kd', 'dkd', 'dist', 'ofa', 'hcd', 'rsd', 'tas', 'cc', 'rkd', 'crd')
 _names = itertools.count()
@@ -156,6 +156,41 @@ def test_what_a_crash_left_half_written_is_computed_anew(tmp_path):
     assert same(first, again)
 
 
+@pytest.mark.parametrize('start', ['fork', pytest.param('spawn', marks=pytest.mark.slow)])
+def test_workers_of_the_loader_read_the_cache(tmp_path, start, monkeypatch):
+    """The process that trains reads what the workers have not found, and nothing else."""
+    run(tmp_path, options={'train_cfg.max_epochs': 1}, augmentations=2)
+    asked = []
+    read = AnswerStore.read
+
+    def counted(self, slots):
+        asked.append(len(slots))
+        return read(self, slots)
+
+    monkeypatch.setattr(AnswerStore, 'read', counted)  # its calls in this process count
+    workers = {
+        'train_dataloader.num_workers': 1,
+        'train_dataloader.persistent_workers': True,
+        'env_cfg.mp_cfg.mp_start_method': start,
+    }
+    weights, seen = run(tmp_path, options=workers, augmentations=2)
+    assert seen == 40  # the images of the second of three epochs
+    assert 40 <= sum(asked) <= 42  # and Preflight looks at a few
+    alone, seen = run(tmp_path, augmentations=2)
+    assert seen == 0
+    assert sum(asked) >= 160
+    assert same(weights, alone)
+
+
+def test_what_is_broken_is_missing_and_harms_nothing(tmp_path):
+    cache = TeacherCache(tmp_path, top_k=2)
+    cache.prepare(distillation('kd', 'vit', 'resnet').teacher)
+    cache.open(8, {})
+    cache.store.write([1], cache._packed(torch.ones(1, 64), torch.arange(5.0)[None]))
+    cache.store._rows['classes'][[1, 2]] = 10**6
+    assert cache.store.read([1, 2, 3])['missing'] == [0, 1, 2]
+
+
 def test_the_cached_numbers_are_those_of_the_teacher(tmp_path):
     """Up to float16: the cache gives what the teacher gives."""
     plain = distillation('kd', 'vit', 'resnet')
@@ -202,7 +237,9 @@ def test_the_largest_logits_keep_their_probabilities(tmp_path, scale):
     cache = TeacherCache(tmp_path, top_k=3)
     cache.prepare(model.teacher)
     logits = scale * torch.randn(5, cache.classes)
-    found = cache._unpacked(cache._packed(torch.zeros(5, model.teacher.stage_view.width), logits))
+    cache.open(5, {})
+    rows = cache._packed(torch.zeros(5, model.teacher.stage_view.width), logits)
+    found = cache.store.unpacked(rows)
     top = logits.topk(3, dim=1).indices
     expected, got = (x.double().softmax(1) for x in (logits, found['logits']))
     torch.testing.assert_close(got.gather(1, top), expected.gather(1, top), rtol=0.05, atol=2e-3)
@@ -302,9 +339,9 @@ def _start_together(rank, barrier, teacher, folder):
         cache.prepare(teacher)
         barrier.wait(60)
         cache.open(8, {})
-        cache._checks[rank] = rank + 1
+        cache.store._checks[rank] = rank + 1
         barrier.wait(60)
-        assert cache._checks[:2].tolist() == [1, 2]
+        assert cache.store._checks[:2].tolist() == [1, 2]
 
 
 def test_runs_that_start_together_share_one_cache(tmp_path):
