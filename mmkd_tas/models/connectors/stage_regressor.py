@@ -58,13 +58,14 @@ class StageRegressor(StageConnector):
         self.regressors = nn.ModuleList(map(PatchProjector, stages[:count], self.targets))
 
     def forward_train(self, *features: Tensor) -> Pair:
-        """Return the tokens ``(N, L, C)`` of each stage, as lists.
+        """Return the maps ``(N, C, H, W)`` of each stage, as lists.
 
         Args:
             features: In the layouts of their stages.
         """
         count = len(self.targets)
+        learned = [r(f).mT for r, f in zip(self.regressors, features[:count], strict=True)]
         return Pair(
-            [regressor(f) for regressor, f in zip(self.regressors, features[:count], strict=True)],
-            [s.to_tokens(f) for s, f in zip(self.targets, features[count:], strict=True)],
+            [f.unflatten(2, s.grid) for s, f in zip(self.targets, learned, strict=True)],
+            [s.to_map(f) for s, f in zip(self.targets, features[count:], strict=True)],
         )
