@@ -22,6 +22,8 @@ from .errors import SetupError
 # Where mmengine, timm and others keep the weights; timm's averaged ones first,
 # as timm itself does.
 _WEIGHT_KEYS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')
+# What Hugging Face and timm call the weights in a folder.
+PUBLISHED = ('model.safetensors', 'pytorch_model.bin')
 # What wrappers put in front of a model's own keys: DDP, this package's
 # algorithm, and mmpretrain's TimmClassifier, alone or nested.
 _PREFIXES = ('', 'module.', 'architecture.', 'architecture.model.', 'model.', 'module.model.')
@@ -79,7 +81,7 @@ def load_weights(model: nn.Module, path: str | Path, what: str) -> dict:
     Args:
         model: Receives the weights.
         path: See :func:`read_checkpoint`; or the work dir of a run, whose newest
-            checkpoint is meant, or a folder with Hugging Face's ``model.safetensors``.
+            checkpoint is meant, or a folder that Hugging Face or timm have written.
         what: Names the setting in the error, e.g. ``'teacher_ckpt'``.
 
     Returns:
@@ -90,8 +92,8 @@ def load_weights(model: nn.Module, path: str | Path, what: str) -> dict:
             message lists them.
     """
     if Path(path).is_dir():
-        folder, published = path, Path(path) / 'model.safetensors'  # Hugging Face's name
-        if published.is_file():
+        folder = Path(path)
+        if published := next((folder / f for f in PUBLISHED if (folder / f).is_file()), None):
             path, checkpoint = published, read_checkpoint(published)
         elif found := newest_checkpoint(folder):
             path, checkpoint = found

@@ -169,6 +169,7 @@ def compose(dataset: str, pair: str, method: str) -> Config:
     model = config['model']
     if method in ALONE:
         set_num_classes(model, config['data_preprocessor']['num_classes'])
+        config['data_preprocessor'].update(model.pop('data_preprocessor', {}))
     for part in (model, model.get('architecture', {}), model.get('teacher', {})):
         for module in (part, part.get('backbone', {})):
             if 'img_size' in module:

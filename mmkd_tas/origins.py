@@ -11,6 +11,7 @@ import torchvision.models
 from torch import nn
 
 from .errors import SetupError
+from .records import of_transforms
 
 
 def build_named(
@@ -107,13 +108,15 @@ def _from_torchvision(
     try:
         if num_classes and not weights:
             create = functools.partial(create, num_classes=num_classes)
-            return _built_for(create, **sizes), num_classes
         model = _built_for(functools.partial(create, weights=weights), **sizes)
-        if num_classes is not None:
+        if num_classes is not None and (weights or not num_classes):
             other = _built_for(functools.partial(create, num_classes=num_classes or 1), **sizes)
             _replace_heads(model, other, headless=num_classes == 0)
     except (AssertionError, KeyError, ValueError) as error:  # sizes, weights that do not exist
         raise SetupError(f"model: 'torchvision:{name}' cannot be built so: {error}") from error
+    declared = torchvision.models.get_model_weights(name)
+    chosen = declared[str(weights or 'DEFAULT').rpartition('.')[2]]
+    model.image_record = of_transforms(chosen.transforms())
     return model, 1000 if num_classes is None else num_classes  # what all of its weights have
 
 

@@ -2,7 +2,7 @@
 
 import torch
 from mmengine.dataset import InfiniteSampler
-from mmengine.dist import all_gather_object
+from mmengine.dist import all_gather_object, get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop, Runner, autocast, find_latest_checkpoint
 from mmrazor.engine.hooks import StopDistillHook
@@ -14,6 +14,10 @@ from ..models.distillers import StageDistiller
 from ..models.utils import classes_of, unwrapped
 from ..registry import HOOKS
 from ..stages import view_of
+
+# Top-1 accuracy in percent below which other normalisations are tried, and on how many images.
+_POOR = 80
+_SECOND_LOOK = 1000
 
 
 @HOOKS.register_module()
@@ -38,6 +42,8 @@ class PreflightHook(Hook):
       (``teacher/accuracy/top1``) and into the checkpoints; a resumed run does not
       repeat it. One no better than chance ends the run, unless the model says
       ``random_teacher=True``; one below ``teacher_floor`` is warned of.
+      Below the floor (without one, below 80 %), some of the images are looked at once
+      more under other usual normalisations; one that is clearly better is named.
 
     Unlike MMRazor's ``SingleTeacherDistillValLoop`` this evaluates the teacher
     once instead of at every validation, and fires no other hook: with mmengine's
@@ -243,7 +249,10 @@ class PreflightHook(Hook):
         # it: there, a good teacher must pass.
         noise = min(3 * (chance * (100 - chance) / images) ** 0.5, chance / 2)
         found = f'the teacher has {top1:.2f} % top-1 on the validation data'
-        check = (
+        better = ''
+        if top1 < (_POOR if self.teacher_floor is None else self.teacher_floor):
+            better = self._look_again(runner, chance)
+        check = better or (
             'check model.teacher_ckpt, model.teacher_input (normalisation, size) and the order of '
             'the classes'
         )
@@ -256,6 +265,52 @@ class PreflightHook(Hook):
             runner.logger.warning(
                 f'{found}, below the floor of {self.teacher_floor:.2f} %: {check}'
             )
+        elif better:
+            runner.logger.warning(f'{found}: {better}')
+
+    @torch.no_grad()
+    def _look_again(self, runner: Runner, chance: float) -> str:
+        """Compare the teacher's normalisation with the usual others on the same images.
+
+        Returns:
+            What to write into the config, where another one is right about clearly more
+            images, by three standard errors of the difference (McNemar's test), and no
+            guesser. Else ``''``.
+        """
+        model, loop = unwrapped(runner.model), runner.val_loop
+        own = model.teacher_inputs
+        others = own.others()
+        right = {name: [] for name in ['', *others]}
+        for batch in loop.dataloader:
+            for name, inputs in {'': own, **others}.items():
+                model.teacher_inputs = inputs
+                try:
+                    with autocast(enabled=loop.fp16):
+                        samples = model.teacher_val_step(batch)
+                finally:
+                    model.teacher_inputs = own
+                right[name] += [
+                    bool((sample.pred_label == sample.gt_label).any()) for sample in samples
+                ]
+            if len(right['']) * get_world_size() >= _SECOND_LOOK:
+                break
+        # Sum over the processes, each of which has other images.
+        parts = all_gather_object(right)
+        right = {name: torch.tensor([x for part in parts for x in part[name]]) for name in right}
+        before = right.pop('')
+        if not right or not len(before):
+            return ''
+        best = max(right, key=lambda name: int(right[name].sum()))
+        gained, lost = (right[best] & ~before).sum(), (before & ~right[best]).sum()
+        now, then = (100 * values.float().mean().item() for values in (before, right[best]))
+        if gained - lost <= 3 * (gained + lost) ** 0.5 or then < chance + (100 - chance) / 4:
+            return ''
+        shown = {key: [round(x, 3) for x in getattr(others[best], key)] for key in ('mean', 'std')}
+        return (
+            f'of {len(before)} images it knows {now:.1f} % as it sees them and {then:.1f} % under '
+            f'another normalisation ({best}); it was probably trained with that one: set '
+            f'model.teacher_input.mean={shown["mean"]} and model.teacher_input.std={shown["std"]}'
+        )
 
 
 def _sizes_of_batches(runner: Runner) -> tuple | None:

@@ -53,7 +53,7 @@ class ModelView:
         stages: Sequence[str | dict] | None = None,
     ) -> None:
         self.model = model
-        size = input_size or _built_for(model) or 224
+        size = input_size or built_for(model) or 224
         self.input_size = (size, size) if isinstance(size, int) else tuple(size)
         self._given = stages
 
@@ -233,7 +233,7 @@ class ModelView:
         return [*last.values()][-4:]
 
 
-def _built_for(model: nn.Module) -> int | tuple[int, int] | None:
+def built_for(model: nn.Module) -> int | tuple[int, int] | None:
     """Return the image size that a model was built for, where it says so."""
     for module in model.modules():
         for name in ('img_size', 'init_input_size'):

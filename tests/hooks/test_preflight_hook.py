@@ -1,14 +1,17 @@
 import logging
 
 import pytest
+import timm
 import torch
 from helpers import REPO, TINY, captured_log
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from torch.nn.functional import cross_entropy, interpolate
 
 from mmkd_tas.checkpoint import read_checkpoint
+from mmkd_tas.datasets import Digits
 from mmkd_tas.errors import SetupError
 
 
@@ -396,3 +399,57 @@ def test_what_counts_epochs_in_a_training_in_iterations(tmp_path, options, sayin
         return
     with pytest.raises(SetupError, match=saying):
         run.train()
+
+
+def test_a_teacher_trained_under_another_normalisation_is_found_out(tmp_path):
+    """One that was trained in a plain loop with mean = std = 0.5."""
+    changes = {
+        'model.teacher': dict(
+            _delete_=True,
+            type='mmkd_tas.Classifier',
+            model='timm:test_efficientnet',
+            num_classes=10,
+            img_size=32,
+        ),
+        'model.teacher_ckpt': str(tmp_path / 'teacher.pth'),
+        'model.distiller': STAGES,
+        'model.random_teacher': False,
+        'model.teacher_input': dict(mean=[0.0] * 3, std=[30.0] * 3),
+    }
+    images, labels = digits('train')
+    teacher = timm.create_model('test_efficientnet', num_classes=10).train()
+    optimizer = torch.optim.AdamW(teacher.parameters(), 3e-3)
+    for _ in range(4):
+        for chosen in torch.randperm(1000).split(50):
+            optimizer.zero_grad()
+            cross_entropy(teacher(half(images[chosen])), labels[chosen]).backward()
+            optimizer.step()
+    torch.save(teacher.state_dict(), tmp_path / 'teacher.pth')
+    images, labels = digits('test')
+    with torch.no_grad():
+        right = teacher.eval()(half(images)).argmax(1) == labels
+    with captured_log() as messages:
+        runner(tmp_path, **changes).train()
+    (told,) = [message for message in messages if 'another normalisation' in message]
+    # the accuracy under the right one is that of the plain loop
+    assert f'{100 * right.float().mean():.1f} % under another normalisation (mean = std' in told
+    instead = 'model.teacher_input.mean=[127.5, 127.5, 127.5] and model.teacher_input.std=[127.5, 1'
+    assert instead in told
+    # what the message says to write is right, and then there is nothing to say
+    changes['model.teacher_input'] = dict(mean=[127.5] * 3, std=[127.5] * 3)
+    with captured_log() as messages:
+        run = runner(tmp_path / 'right', **changes)
+        run.train()
+    assert not [message for message in messages if 'normalisation' in message]
+    found = run.message_hub.get_info('teacher_metrics')['accuracy/top1']
+    assert found == pytest.approx(100 * right.float().mean().item(), abs=0.2)
+
+
+def digits(split):
+    samples = Digits(split, image_size=16)
+    images = torch.stack([torch.from_numpy(sample['img']) for sample in samples])
+    return images.permute(0, 3, 1, 2), torch.tensor([sample['gt_label'] for sample in samples])
+
+
+def half(images):
+    return interpolate(images / 127.5 - 1, 32, mode='bicubic', antialias=True)

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from ...checkpoint import load_weights
 from ...configs import set_num_classes
 from ...errors import SetupError
+from ...records import ImageRecord, records_of
 from ...registry import MODELS
-from ...stages import StageOutputsRecorder, describe, view_of
+from ...stages import StageOutputsRecorder, built_for, describe, view_of
 from ..classifier import Classifier
 from ..losses.functional import images_of_step
 from ..utils import classes_of, count_parameters
@@ -59,9 +60,10 @@ class CrossArchDistill(SingleTeacherDistill):
             or ``(h, w)``), ``mean`` and ``std`` (of 0..255 pixels, per channel, as
             in mmpretrain's ``data_preprocessor``) and ``interpolation`` (a mode of
             :func:`torch.nn.functional.interpolate`, default ``'bicubic'``). Where
-            it says nothing, the teacher's own ``data_preprocessor`` decides if its
-            config has one that normalises, and else the student's. Images of one channel
-            are repeated for a teacher that takes more.
+            it says nothing, the teacher's own record does, see
+            :func:`mmkd_tas.records.records_of` (for the size, what it is built for comes
+            first), and where that says nothing, the teacher sees the student's images. Images
+            of one channel are repeated for a teacher that takes more.
         input_size: Side or ``(H, W)`` of the student's training images in pixels,
             for distillers that look into the stages; by default what the student
             was built for, if it says so, else 224.
@@ -118,6 +120,7 @@ class CrossArchDistill(SingleTeacherDistill):
             for model in (architecture, teacher):
                 if isinstance(model, dict):
                     set_num_classes(model, data_preprocessor.get('num_classes'))
+            data_preprocessor = MODELS.build(data_preprocessor)
         self_loading = not isinstance(teacher, dict) or _asks_for_weights(teacher)
         if isinstance(architecture, dict):
             architecture = MODELS.build(architecture)
@@ -133,8 +136,13 @@ class CrossArchDistill(SingleTeacherDistill):
                     'model.random_teacher=True if you mean to distil from random ones'
                 )
             input_size = describe(architecture, input_size, student_stages).input_size
-            teacher_size = (teacher_input or {}).get('size') or input_size
-            describe(teacher, teacher_size, teacher_stages)
+            path, checkpoint = _load_teacher(teacher, teacher_ckpt)
+            records = [
+                ImageRecord('the model', size=built_for(teacher)),
+                *records_of(teacher, path, checkpoint),
+            ]
+            sizes = ((teacher_input or {}).get('size'), *(r.size for r in records), input_size)
+            describe(teacher, next(filter(None, sizes)), teacher_stages)
             super().__init__(
                 architecture=architecture,
                 teacher=teacher,
@@ -142,7 +150,6 @@ class CrossArchDistill(SingleTeacherDistill):
                 data_preprocessor=data_preprocessor,
                 **kwargs,
             )
-            self._load_teacher(teacher_ckpt)
         # Take the teacher out of the submodules.
         object.__setattr__(self, 'teacher', self._modules.pop('teacher'))
         self.random_teacher = random_teacher
@@ -150,10 +157,9 @@ class CrossArchDistill(SingleTeacherDistill):
         self.equal_batches = False
         self.teacher.eval()
         self._check_classes()
-        own = getattr(self.teacher, 'data_preprocessor', None)
         channels = view_of(self.teacher).channels
         self.teacher_inputs = TeacherInput(
-            teacher_input or {}, self.data_preprocessor, own, channels
+            teacher_input or {}, self.data_preprocessor, records, channels, input_size
         )
         self._prepare_precision(teacher_precision)
         self.teacher_cache = None
@@ -169,15 +175,6 @@ class CrossArchDistill(SingleTeacherDistill):
             for model in (self.student, self.teacher):
                 model.to(memory_format=torch.channels_last)
         self._report()
-
-    def _load_teacher(self, path: str | None) -> None:
-        init_cfg = getattr(self.teacher, 'init_cfg', None)
-        if path is None and isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
-            path = init_cfg['checkpoint']
-        if path is not None:
-            load_weights(self.teacher, path, 'model.teacher_ckpt')
-        elif not getattr(self.teacher, '_is_init', False):
-            self.teacher.init_weights()
 
     def _check_classes(self) -> None:
         """Compare the numbers of classes of what each loss compares, and of nothing else."""
@@ -265,6 +262,7 @@ class CrossArchDistill(SingleTeacherDistill):
             'training only)',
             'current',
         )
+        print_log(self.teacher_inputs.report, 'current')
 
     def loss(
         self, batch_inputs: Tensor, data_samples: list[BaseDataElement] | None = None
@@ -381,6 +379,18 @@ def _random_numbers_aside() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(torch.randint(2**62, ())))
         yield
+
+
+def _load_teacher(teacher: nn.Module, path: str | None) -> tuple[str | None, dict | None]:
+    """Give the teacher its weights; return the file they are from, and what is in it."""
+    init_cfg = getattr(teacher, 'init_cfg', None)
+    if path is None and isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
+        path = init_cfg['checkpoint']
+    if path is not None:
+        return path, load_weights(teacher, path, 'model.teacher_ckpt')
+    if not getattr(teacher, '_is_init', False):
+        teacher.init_weights()
+    return None, None
 
 
 def _batch_augments(student: dict | BaseModel) -> dict | None:
