@@ -23,7 +23,7 @@ from .trace import Call, Trace
 
 _STEM = 1 / 3  # of the computation: more is no mere stem
 _MOST = 2 / 3
-_NEARLY_ALL = 0.8
+_NEARLY_ALL = 3 / 4
 
 
 @dataclass(eq=False)
@@ -66,12 +66,12 @@ def choose(seen: Trace, model: nn.Module) -> tuple[Stage, ...]:
             else (f'only {found} return' if found else 'no module returns')
             + ' all that the rest of the model is computed from'
         )
-    upto = [*(point.flops for point in candidates), seen.flops]
-    gaps = [after - before for before, after in itertools.pairwise(upto)]
-    if max(gaps) > _NEARLY_ALL * seen.flops or gaps[-1] > seen.flops / 2:
-        point = candidates[gaps.index(max(gaps))].calls[0].path
+    cuts = sorted((call for call in seen.calls if call.is_cut), key=lambda call: call.ended)
+    upto = [*(call.flops for call in cuts[1:]), seen.flops]
+    gaps = {end - call.flops: call.path for call, end in zip(cuts, upto, strict=True)}
+    if (most := max(gaps)) > _NEARLY_ALL * seen.flops:
         raise SetupError(
-            f'{max(gaps) / seen.flops:.0%} of the computation come after {point!r} in one piece, '
+            f'{most / seen.flops:.0%} of the computation come after {gaps[most]!r} in one piece, '
             'within which no module returns all that the rest of the model is computed from'
         )
     stages: list[Stage] = []

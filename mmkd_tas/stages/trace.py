@@ -67,6 +67,7 @@ class Call(_Past):
         began, ended: How many operations had been recorded then.
         nodes: Of the tensors in its output; none if one of them is changed later.
         stage: What it emits, where a stage may end with it.
+        is_cut: Whether the rest of the model follows from its output alone.
         flops, products: Of the forward when it ended.
         own_flops, own_products: Of the call.
     """
@@ -80,6 +81,7 @@ class Call(_Past):
     ended: int = 0
     nodes: tuple[int, ...] = ()
     stage: Stage | None = None
+    is_cut: bool = False
     flops: int = 0
     products: int = 0
     own_flops: int = 0
@@ -242,10 +244,11 @@ def _find_stages(
     cuts = flow.cuts(end)
     begins = min((call.began for call, _ in before), default=end.index + 1)
     for call in {call.path: call for call in calls if call.path}.values():
-        if len(parts_of(call.output, Shape)) != 1 or call.ended > begins:
+        if len(parts_of(call.output, Shape)) != 1:
             continue
         node = next((flow.nodes[index] for index in call.nodes if index in cuts), None)
-        if node is not None and len(node.shape) in (3, 4):
+        call.is_cut = node is not None
+        if node is not None and len(node.shape) in (3, 4) and call.ended <= begins:
             positions = flow.positions(node)
             if positions is not None:
                 call.stage = Stage.at(call.path, positions[0], width)
