@@ -18,14 +18,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .errors import SetupError
+from .layouts import adapted, layout_of
 
-# Where mmengine, timm and others keep the weights; timm's averaged ones first,
-# as timm itself does.
-_WEIGHT_KEYS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')
+# Where mmengine, timm and others keep the weights; averaged ones first, as timm itself does.
+_WEIGHT_KEYS = (
+    *('state_dict_ema', 'model_ema', 'ema_model', 'ema', 'params_ema'),
+    *('state_dict', 'model_state_dict', 'model', 'module', 'params', 'net'),
+)
 # What Hugging Face and timm call the weights in a folder.
 PUBLISHED = ('model.safetensors', 'pytorch_model.bin')
 # What wrappers put in front of a model's own keys: DDP, this package's
-# algorithm, and mmpretrain's TimmClassifier, alone or nested.
+# algorithm, and mmpretrain's TimmClassifier, alone or nested. Others are looked for.
 _PREFIXES = ('', 'module.', 'architecture.', 'architecture.model.', 'model.', 'module.model.')
 # Of a schedule's state, what is no setting.
 _PROGRESS = ('optimizer', 'last_step', 'base_values', 'param_name', 'verbose')
@@ -101,20 +104,50 @@ def load_weights(model: nn.Module, path: str | Path, what: str) -> dict:
             raise SetupError(f"{what}: there is no whole checkpoint in '{folder}'")
     else:
         checkpoint = read_checkpoint(path)
-    found = next((checkpoint[key] for key in _WEIGHT_KEYS if key in checkpoint), checkpoint)
-    if not isinstance(found, dict) or not any(isinstance(v, Tensor) for v in found.values()):
+    found = _unwrapped(checkpoint)
+    if not any(isinstance(v, Tensor) for v in found.values()):
         raise SetupError(f"{what}: '{path}' holds no state_dict")
     expected = model.state_dict()
-    weights = max(
-        ({k[len(p) :]: v for k, v in found.items() if k.startswith(p)} for p in _PREFIXES),
-        key=lambda candidate: len(expected.keys() & candidate.keys()),
-    )
+    weights = _without_prefix(found, expected, path, what)
     try:
         model.load_state_dict(weights, strict=True)
     except RuntimeError:
-        check_fit(expected, weights, path, what)
-        raise
+        weights, notes = adapted(model, weights)
+        try:
+            model.load_state_dict(weights, strict=True)
+        except RuntimeError:
+            check_fit(expected, weights, path, what)
+            raise
+        print_log(f"{what}: '{path}': {'; '.join(notes)}", 'current')
     return checkpoint
+
+
+def _unwrapped(checkpoint: dict) -> dict:
+    """Return the innermost dict of weights in a checkpoint."""
+    inner = [checkpoint[key] for key in _WEIGHT_KEYS if isinstance(checkpoint.get(key), dict)]
+    return _unwrapped(inner[0]) if inner and inner[0] else checkpoint
+
+
+def _without_prefix(found: dict, expected: dict, path: str | Path, what: str) -> dict:
+    """Return the weights whose names fit best to those of a model, without what is in front."""
+    anchors = [*expected][:2] + [*expected][-4:]
+    others = {
+        key[: -len(anchor)]: None for anchor in anchors for key in found if key.endswith(anchor)
+    }
+    prefixes = dict.fromkeys([*_PREFIXES, *(p for p in others if p.endswith('.'))])
+    candidates = {
+        prefix: {k[len(prefix) :]: v for k, v in found.items() if k.startswith(prefix)}
+        for prefix in prefixes
+    }
+    fit = {p: len(expected.keys() & weights.keys()) for p, weights in candidates.items()}
+    best = max(fit, key=fit.get)
+    equal = [p for p in fit if p not in _PREFIXES and fit[p] == fit[best]]
+    if best not in _PREFIXES and len(equal) > 1:
+        raise SetupError(
+            f"{what}: '{path}' holds several such models, {' and '.join(equal)}; save the "
+            'state_dict of the right one alone'
+        )
+    return candidates[best]
 
 
 def check_fit(expected: dict, weights: dict, path: str | Path, what: str) -> None:
@@ -150,9 +183,16 @@ def check_fit(expected: dict, weights: dict, path: str | Path, what: str) -> Non
         ]
         if keys
     ]
+    theirs, ours = layout_of(weights), layout_of(expected)
+    hint = ''
+    if theirs is not None and theirs != ours:
+        hint = f'. Its names are those of {theirs} models' + (
+            f', and the model has those of {ours}' if ours else ''
+        )
     raise SetupError(
         f"{what}: '{path}' is of another architecture than the model; of {len(expected)} keys "
         + '; '.join(parts)
+        + hint
     )
 
 

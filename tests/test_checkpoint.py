@@ -1,9 +1,12 @@
+import logging
 import os
 
 import pytest
 import safetensors.torch
 import timm
 import torch
+import torchvision
+from helpers import captured_log
 from mmengine.registry import MODELS
 from torch import nn
 
@@ -69,6 +72,101 @@ def test_reads_timm_checkpoints(tmp_path, prefix):
     source = timm.create_model('resnet18', num_classes=10)
     file = saved(tmp_path, prefixed(prefix, source.state_dict()))
     assert_loads(timm_classifier(), file, source)
+
+
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        lambda w: {'model_state_dict': w, 'epoch': 3},
+        lambda w: {'model_ema': {'module': w}, 'model': {k: v + 1 for k, v in w.items()}},
+        lambda w: {'model_ema': None, 'model': w},
+        lambda w: {'state_dict': prefixed('module._orig_mod.', w)},
+        lambda w: {'state_dict': {**prefixed('net.', w), 'criterion.weight': torch.ones(1)}},
+    ],
+    ids=['loop', 'ema', 'no ema', 'compiled', 'lightning'],
+)
+def test_reads_what_loops_wrap_weights_in(tmp_path, wrap):
+    source = timm.create_model('test_resnet', num_classes=10)
+    target = timm.create_model('test_resnet', num_classes=10)
+    assert_loads(target, saved(tmp_path, wrap(source.state_dict())), source)
+    weights = source.state_dict()
+    both = saved(tmp_path, {**prefixed('a.', weights), **prefixed('b.', weights)})
+    with pytest.raises(SetupError, match=r'holds several such models, a\. and b\.;'):
+        load_weights(target, both, 'test')
+
+
+def small_swin():
+    return timm.create_model('swin_s3_tiny_224', embed_dim=16, depths=(1, 1, 1, 1), img_size=64)
+
+
+def test_reads_swin_of_older_timm(tmp_path):
+    """Its layers ended with the downsampling, its head was linear, and it stored masks."""
+    source = small_swin().eval()
+    old = {}
+    for key, value in source.state_dict().items():
+        parts = key.split('.')
+        if 'downsample' in parts:
+            parts[1] = str(int(parts[1]) - 1)
+        old['.'.join(parts).replace('head.fc.', 'head.')] = value
+    old['layers.0.blocks.0.attn.relative_position_index'] = torch.zeros(2, 2)
+    old['layers.0.blocks.0.attn_mask'] = torch.zeros(2, 2)
+    assert old.keys() != source.state_dict().keys()
+    images = torch.randn(2, 3, 64, 64)
+    cfg = dict(type='mmkd_tas.Classifier', model=small_swin())
+    for target in (small_swin(), MODELS.build(cfg)):
+        with captured_log(logging.INFO) as messages:
+            load_weights(target.eval(), saved(tmp_path, {'model': old}), 'model.teacher_ckpt')
+        assert torch.equal(target(images), source(images))
+        assert any("timm's filter for older layouts" in message for message in messages)
+
+
+@pytest.mark.parametrize('name', ['test_vit2', 'test_vit', 'timm', 'torchvision', 'hf'])
+def test_position_tables_of_another_image_size(tmp_path, name):
+    """As timm resamples them itself."""
+    if name == 'torchvision':
+        models = [torchvision.models.VisionTransformer(s, 8, 1, 2, 16, 16) for s in (48, 32)]
+        key, prefix = 'encoder.pos_embedding', 1
+    elif name == 'hf':
+        transformers = pytest.importorskip('transformers')
+        sizes = dict(num_hidden_layers=1, hidden_size=16, num_attention_heads=2, patch_size=8)
+        models = [
+            transformers.ViTForImageClassification(transformers.ViTConfig(image_size=s, **sizes))
+            for s in (48, 32)
+        ]
+        key, prefix = 'vit.embeddings.position_embeddings', 1
+    else:
+        kind = 'deit_tiny_distilled_patch16_224' if name == 'timm' else name
+        keys = dict(depth=1, embed_dim=12, num_heads=1)
+        models = [timm.create_model(kind, img_size=s, **keys) for s in (96, 64)]
+        key, prefix = 'pos_embed', models[0].num_prefix_tokens
+    source, target = (MODELS.build(dict(type='mmkd_tas.Classifier', model=m)) for m in models)
+    torch.nn.init.normal_(dict(source.model.named_parameters())[key])
+    before, after = (dict(m.named_parameters())[key] for m in models)
+    with captured_log(logging.INFO) as messages:
+        load_weights(target, saved(tmp_path, source.state_dict()), 'model.teacher_ckpt')
+    side = int((after.shape[1] - prefix) ** 0.5)
+    made = timm.layers.resample_abs_pos_embed(before, [side, side], num_prefix_tokens=prefix)
+    assert torch.equal(dict(target.model.named_parameters())[key], made)
+    told = [message for message in messages if message.startswith('model.teacher_ckpt: ')]
+    assert f'{key} is resampled from {tuple(before.shape)} to {tuple(after.shape)}' in told[0]
+
+
+@pytest.mark.parametrize(
+    ('name', 'layout'),
+    [
+        ('timm:vit_tiny_patch16_224', "timm's ViT and DeiT"),
+        ('timm:test_resnet', 'ResNets of timm and torchvision'),
+        ('torchvision:squeezenet1_1', "torchvision's"),
+        ('timm:mixer_s32_224', "timm's MLP-Mixer"),
+    ],
+)
+def test_the_layout_of_another_model_is_named(tmp_path, name, layout):
+    weights = MODELS.build(dict(type='mmkd_tas.Classifier', model=name)).state_dict()
+    message = misfit(tmp_path, weights)
+    assert f'Its names are those of {layout}' in message
+    assert "the model has those of MMPretrain's" in message
+    assert 'missing: ' in message
+    assert 'of another architecture' in misfit(tmp_path, weights, small_swin())
 
 
 def misfit(tmp_path, content, target=None):
