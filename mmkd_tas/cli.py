@@ -38,6 +38,7 @@ from mmengine.runner import BaseLoop
 from mmengine.visualization import BaseVisBackend, Visualizer
 
 from . import configs
+from .compat import SAFETY_HOOKS, add_hooks
 from .errors import SetupError, suggest
 
 # Where a mistake in the config may show; what passes through other code is the user's own.
@@ -111,6 +112,7 @@ def load_config(args: argparse.Namespace) -> Config:
             'and --method'
         )
     config = configs.load_config(args.config) if args.config else configs.compose(*parts)
+    config.default_hooks = add_hooks(config.get('default_hooks'), SAFETY_HOOKS)
     configs.merge_options(config, args.cfg_options)
     configs.check_sections(config)
     config.launcher = args.launcher

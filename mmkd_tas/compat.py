@@ -43,7 +43,9 @@ import torch
 import torch.utils.checkpoint as activations
 from mmengine.device import get_device
 from mmengine.logging import HistoryBuffer, print_log
+from mmengine.model import is_model_wrapper
 from mmengine.optim.scheduler import OneCycleParamScheduler
+from mmengine.registry import HOOKS
 from mmengine.runner import LogProcessor, Runner
 from mmengine.utils import digit_version
 
@@ -465,6 +467,63 @@ def tracebacks_of_hooks() -> bool:
                 getattr(hook, fn_name)(self, **kwargs)
 
     Runner.call_hook = call_hook
+    return True
+
+
+# --- Hooks that a model brings -------------------------------------------------
+
+# What keeps a training safe, by the names that these hooks have in `default_hooks`.
+SAFETY_HOOKS = {
+    'preflight': dict(type='mmkd_tas.PreflightHook'),
+    'epoch_seed': dict(type='mmkd_tas.EpochSeedHook'),
+    'finite_loss': dict(type='mmkd_tas.FiniteLossHook'),
+    'progress': dict(type='mmkd_tas.ProgressHook'),
+}
+
+
+def add_hooks(default_hooks: dict | None, brought: dict[str, dict]) -> dict:
+    """Return a config's ``default_hooks`` with those that are brought.
+
+    Under the same name the config may give another hook, arguments of the one that is
+    brought, or None to do without.
+    """
+    # These first: of the same type, the one that is registered last stays.
+    hooks = {**brought, **(default_hooks or {})}
+    for name, cfg in brought.items():
+        if isinstance(hooks[name], dict) and 'type' not in hooks[name]:
+            hooks[name] = {**cfg, **hooks[name]}
+    return hooks
+
+
+@mend
+def hooks_of_models() -> bool:
+    """mmengine: a model brings the hooks that it needs, whatever the config's custom_hooks."""
+    register_hooks, register_hook = Runner.register_hooks, Runner.register_hook
+
+    @functools.wraps(register_hooks)
+    def with_those_of_the_model(self, default_hooks=None, custom_hooks=None) -> None:
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        brought = getattr(model, 'default_hooks', {})
+        hooks = add_hooks(default_hooks, brought)
+        for name in {*SAFETY_HOOKS, *brought}:
+            if name in hooks and hooks[name] is None:  # mmengine knows this of its own alone
+                del hooks[name]
+        register_hooks(self, hooks, custom_hooks)
+
+    @functools.wraps(register_hook)
+    def in_place_of_its_kind(self, hook, priority=None) -> None:
+        if isinstance(hook, dict):
+            hook = dict(hook)
+            given = hook.pop('priority', None)
+            priority = given if priority is None else priority
+            hook = HOOKS.build(hook)
+        for cfg in SAFETY_HOOKS.values():
+            kind = HOOKS.get(cfg['type'])
+            if isinstance(hook, kind):  # the config's own, or a script's
+                self._hooks = [other for other in self._hooks if not isinstance(other, kind)]
+        register_hook(self, hook, priority)
+
+    Runner.register_hooks, Runner.register_hook = with_those_of_the_model, in_place_of_its_kind
     return True
 
 

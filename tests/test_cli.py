@@ -259,8 +259,9 @@ def test_a_package_of_a_backend_that_is_not_there(own, backend, package):
 
 @pytest.mark.parametrize('batch_size', [1, 39])
 def test_a_batch_of_one_image_in_a_batch_norm(own, tmp_path, batch_size):
-    """In every step, and at the end of the epoch."""
+    """In every step, and at the end of the epoch; with PreflightHook, it is told before."""
     config = own(
+        'default_hooks = dict(preflight=None)\n'
         "model = dict(_delete_=True, type='ImageClassifier',\n"
         "    backbone=dict(type='ResNet_CIFAR', depth=18, base_channels=4, stem_channels=4,\n"
         "        strides=(1, 4, 4, 4)), neck=dict(type='GlobalAveragePooling'),\n"

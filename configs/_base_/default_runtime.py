@@ -10,16 +10,17 @@ default_hooks = dict(
     # one BatchNorm statistic for all processes, when an epoch ends
     sync_buffers=dict(type='SyncBuffersHook'),
     visualization=dict(type='VisualizationHook', enable=False),
-)
-custom_hooks = [
+    # A distillation brings these; here, for a training of teacher or student alone. None
+    # switches one off.
     # classes of data and heads; the teacher's accuracy, once
-    dict(type='mmkd_tas.PreflightHook'),
+    preflight=dict(type='mmkd_tas.PreflightHook'),
     # a run that is killed and resumed equals the uninterrupted one
-    dict(type='mmkd_tas.EpochSeedHook'),
+    epoch_seed=dict(type='mmkd_tas.EpochSeedHook'),
     # a loss that is NaN or infinite ends the run; action='skip' leaves the step out
-    dict(type='mmkd_tas.FiniteLossHook'),
-    dict(type='mmkd_tas.ProgressHook'),
-]
+    finite_loss=dict(type='mmkd_tas.FiniteLossHook'),
+    progress=dict(type='mmkd_tas.ProgressHook'),
+)
+custom_hooks = []
 
 env_cfg = dict(
     cudnn_benchmark=False,

@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from ..errors import SetupError
+from ..models.utils import unwrapped
 from ..registry import HOOKS
 
 _MOST_IN_A_ROW = 10
@@ -43,7 +44,8 @@ class FiniteLossHook(Hook):
             in a row the run stops.
 
     Raises:
-        SetupError: If `action` is neither; in training, where the run is to stop.
+        SetupError: If `action` is neither; in training, where the run is to stop, and where
+            weights that are not finite were to be saved.
     """
 
     # before the losses are recorded and the averaged weights follow
@@ -99,8 +101,8 @@ class FiniteLossHook(Hook):
         self.in_a_row += 1
         if self.action == 'stop':
             raise SetupError(
-                f"{what}: {_ADVICE}, or leave such steps out with action='skip' of "
-                'mmkd_tas.FiniteLossHook; --resume goes on from the last checkpoint'
+                f'{what}: {_ADVICE}, or leave such steps out with default_hooks.finite_loss.'
+                "action='skip'; --resume goes on from the last checkpoint"
             )
         if self.in_a_row == _MOST_IN_A_ROW:
             raise SetupError(f'{what}, and so it was in the {_MOST_IN_A_ROW - 1} before: {_ADVICE}')
@@ -112,3 +114,13 @@ class FiniteLossHook(Hook):
         count = runner.message_hub.runtime_info.get('skipped_steps', 0) + 1
         runner.message_hub.update_info('skipped_steps', count)
         runner.logger.warning(f'{what}: step left out, {count} so far')
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Save no weights that are not finite: of the last step, no loss has told."""
+        weights = unwrapped(runner.model).named_parameters()
+        broken = [name for name, weight in weights if not weight.isfinite().all()]
+        if broken:
+            raise SetupError(
+                f'{len(broken)} of the weights are NaN or infinite after step {runner.iter}, '
+                f'{broken[0]} among them, and are not saved: {_ADVICE}'
+            )

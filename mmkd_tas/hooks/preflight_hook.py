@@ -4,7 +4,7 @@ import torch
 from mmengine.dataset import InfiniteSampler
 from mmengine.dist import all_gather_object, get_world_size
 from mmengine.hooks import Hook
-from mmengine.runner import IterBasedTrainLoop, Runner, autocast, find_latest_checkpoint
+from mmengine.runner import IterBasedTrainLoop, Runner, ValLoop, autocast, find_latest_checkpoint
 from mmrazor.engine.hooks import StopDistillHook
 from torch.utils.data import BatchSampler, DataLoader
 
@@ -88,7 +88,7 @@ class PreflightHook(Hook):
         if hasattr(model, 'teacher_val_step'):
             self._check_teacher(runner, model)
             known = 'teacher_metrics' in runner.message_hub.runtime_info
-            if runner.val_loop is not None and not known:
+            if isinstance(runner.val_loop, ValLoop) and not known:
                 self._evaluate_teacher(runner, model)
 
     def before_val(self, runner: Runner) -> None:

@@ -82,11 +82,11 @@ def run_of(tmp_path, *hooks, action='stop', **changes):
             'val_cfg': None,
             'val_dataloader': None,
             'val_evaluator': None,
-            'custom_hooks': [*config.custom_hooks, *hooks],
+            'default_hooks.finite_loss.action': action,
+            'custom_hooks': list(hooks),
             **changes,
         }
     )
-    config.custom_hooks[2].action = action
     return Runner.from_cfg(config)
 
 
@@ -207,6 +207,19 @@ def test_a_step_left_out_does_not_touch_the_loss_scaler(tmp_path):
     watch = hook_of(run, 'WatchHook')
     assert same(watch.states[2], watch.states[3])
     assert watch.steps[-1] == {4}
+
+
+@pytest.mark.parametrize('action', ['stop', 'skip'])
+def test_what_the_last_step_has_broken_is_not_saved(tmp_path, action):
+    """An epoch of one step: its loss was finite."""
+    one = {
+        'train_dataloader.batch_size': 40,
+        'optim_wrapper.optimizer': dict(_delete_=True, type='SGD', lr=math.nan),
+    }
+    run = run_of(tmp_path, action=action, param_scheduler=None, **one)
+    with pytest.raises(SetupError, match='of the weights are NaN or infinite after step 1, arch'):
+        run.train()
+    assert not list(tmp_path.glob('*.pth'))
 
 
 def test_actions_are_checked():

@@ -118,9 +118,11 @@ def test_bad_input(tmp_path):
     [
         ('optim_wraper.optimizer.lr=1', "did you mean 'optim_wrapper'?"),
         ('train_cfg.max_epoch=1', "did you mean 'max_epochs'"),
+        ('default_hooks.finite_los=None', "did you mean 'finite_loss'?"),
+        ('default_hooks.finite_loss.action=x', "action='x' is neither"),
         ('default_hooks.checkpoin.interval=1', "did you mean 'checkpoint'?"),
         ('model.architecture.head.typ=x', "takes no argument 'typ'"),
-        ('custom_hooks.7.type=x', "'custom_hooks' is a list of 4"),
+        ('train_dataloader.dataset.pipeline.7.type=x', "pipeline' is a list of 3"),
         (
             'model.distiller.type=mmkd_tas.Distill',
             "model.distiller.type: unknown type 'mmkd_tas.Distill'",

@@ -16,6 +16,7 @@ from mmrazor.models.utils import add_prefix
 from torch import Tensor, nn
 
 from ...checkpoint import load_weights
+from ...compat import SAFETY_HOOKS
 from ...configs import set_num_classes
 from ...errors import SetupError
 from ...records import ImageRecord, records_of
@@ -43,6 +44,9 @@ class CrossArchDistill(SingleTeacherDistill):
     - Its checkpoint must fit, key by key.
     - It is no submodule: ``state_dict()``, ``parameters()``, the optimizer and
       DDP hold the student and the distiller's own modules only.
+    - The algorithm brings the hooks that keep a training safe (``default_hooks``) to any
+      runner, whatever the config's ``custom_hooks``. A hook of the same type takes the place
+      of each; ``default_hooks=dict(finite_loss=None)`` does without.
 
     Args:
         architecture: The student: a classifier, any other module that makes logits of
@@ -76,7 +80,7 @@ class CrossArchDistill(SingleTeacherDistill):
         channels_last: Keep weights, and so features, in this memory format, which is faster
             for convolutions in reduced precision.
         teacher_cache: Arguments of a :class:`TeacherCache`, for methods that take no
-            more of the teacher than logits and pooled features. Needs an
+            more of the teacher than logits and pooled features. Needs the
             :class:`EpochSeedHook`.
         data_preprocessor: mmpretrain's, of the student.
         calculate_student_loss: Whether the student also learns from the labels. Without,
@@ -87,6 +91,8 @@ class CrossArchDistill(SingleTeacherDistill):
         SetupError: If the teacher has no weights, its checkpoint does not fit, student and
             teacher have different numbers of classes, or ``teacher_input`` is not understood.
     """
+
+    default_hooks = SAFETY_HOOKS
 
     def __init__(
         self,
@@ -333,8 +339,8 @@ class CrossArchDistill(SingleTeacherDistill):
         """Give the recorders what they would have recorded."""
         if 'cache_slot' not in data_samples[0]:
             raise SetupError(
-                'model.teacher_cache needs dict(type="mmkd_tas.EpochSeedHook") in custom_hooks, '
-                'which tells each image its place in the cache'
+                'model.teacher_cache needs the EpochSeedHook, which tells each image its place in '
+                'the cache: do not switch default_hooks.epoch_seed off'
             )
         known = self.teacher_cache(
             [sample.cache_slot for sample in data_samples],

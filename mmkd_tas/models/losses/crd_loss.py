@@ -118,8 +118,9 @@ class CRDLoss(DistillLoss):
     def _check(self, feature: Tensor) -> None:
         if self.num_images is None:
             raise SetupError(
-                'CRDLoss: num_images is not known: put dict(type="mmkd_tas.EpochSeedHook") into '
-                'custom_hooks, or give distiller.distill_losses.NAME.num_images'
+                'CRDLoss: num_images is not known, for which there is the EpochSeedHook: do not '
+                'switch default_hooks.epoch_seed off, or give '
+                'distiller.distill_losses.NAME.num_images'
             )
         if feature.shape[1] != self.width:
             raise SetupError(

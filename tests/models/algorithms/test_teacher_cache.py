@@ -58,7 +58,7 @@ def run(folder, seed=0, method='kd', options=None, **cache):
     config.model.setdefault('teacher_ckpt', str(checkpoint))
     config.experiment_name = f'cache{next(_names)}'
     runner = Runner.from_cfg(config)
-    if 'custom_hooks' not in (options or {}):
+    if 'default_hooks.epoch_seed' not in (options or {}):
         runner.register_hook(SlotHook())
     seen = []
     runner.model.teacher.register_forward_hook(lambda _, args, out: seen.append(len(args[0])))
@@ -290,7 +290,7 @@ def test_an_assistant_that_starts_with_the_teacher_needs_it(tmp_path):
         ({'train_cfg.max_epochs': 2}, {}, 'another slots'),
         ({'model.teacher_ckpt': None}, {}, 'with another teacher:'),
         ({'model.teacher_cache.max_gb': 1e-6, 'model.teacher_cache.path': 'x'}, {}, 'raise that'),
-        ({'custom_hooks': []}, {}, 'needs dict.*EpochSeedHook'),
+        ({'default_hooks.epoch_seed': None}, {}, 'do not switch default_hooks.epoch_seed off'),
         (
             {
                 'custom_hooks': [

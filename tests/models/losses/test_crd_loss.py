@@ -260,7 +260,7 @@ def config(folder, **options):
     config.model.distiller = Config.fromfile(REPO / 'configs/_base_/methods/crd.py').distiller
     config.model.input_size = 16
     config.model.distiller.distill_losses.loss_crd.num_negatives = 16
-    config.merge_from_dict({'custom_hooks': [dict(type='mmkd_tas.EpochSeedHook')], **options})
+    config.merge_from_dict(options)
     config.val_cfg = config.val_dataloader = config.val_evaluator = None
     config.work_dir = str(folder)
     config.experiment_name = f'{time.time_ns()}'
@@ -275,7 +275,7 @@ def trained(config, *hooks):
 
 
 def test_a_resumed_run_goes_on_exactly(tmp_path):
-    hooks = {'custom_hooks': [dict(type='EMAHook'), dict(type='mmkd_tas.EpochSeedHook')]}
+    hooks = {'custom_hooks': [dict(type='EMAHook')]}
     trained(config(tmp_path / 'whole', **hooks))
     with pytest.raises(InterruptedError):
         trained(config(tmp_path / 'stopped', **hooks), StopHook())
@@ -304,7 +304,8 @@ def refused(saying, *args, **options):
 
 def test_mistakes(tmp_path):
     loss = 'model.distiller.distill_losses.loss_crd'
-    refused('EpochSeedHook.* into custom_hooks', tmp_path, custom_hooks=[])
+    off = {'default_hooks.epoch_seed': None}
+    refused('do not switch default_hooks.epoch_seed off', tmp_path, **off)
     refused('num_images=41, and the training data have 40', tmp_path, **{f'{loss}.num_images': 41})
     refused('width=64, and the features have 128', tmp_path, **{f'{loss}.width': 64})
     data = config(tmp_path).train_dataloader.dataset
