@@ -75,7 +75,7 @@ def _not_whole(path: str | Path) -> SetupError:
     return SetupError(f"'{path}' is not a whole checkpoint: it is truncated or of another format")
 
 
-def load_weights(model: nn.Module, path: str | Path, what: str) -> dict:
+def load_weights(model: nn.Module, path: str | Path, what: str, classes: int | None = None) -> dict:
     """Load a checkpoint into a model; every key and shape must fit.
 
     Accepts files of mmengine, timm and plain state dicts, and the checkpoint of
@@ -86,6 +86,8 @@ def load_weights(model: nn.Module, path: str | Path, what: str) -> dict:
         path: See :func:`read_checkpoint`; or the work dir of a run, whose newest
             checkpoint is meant, or a folder that Hugging Face or timm have written.
         what: Names the setting in the error, e.g. ``'teacher_ckpt'``.
+        classes: Of the model, whose head stays as it is where that of the checkpoint is for
+            another number; without, it has to fit as everything else.
 
     Returns:
         The whole checkpoint.
@@ -113,6 +115,9 @@ def load_weights(model: nn.Module, path: str | Path, what: str) -> dict:
         model.load_state_dict(weights, strict=True)
     except RuntimeError:
         weights, notes = adapted(model, weights)
+        if classes:
+            weights, new = _with_new_head(expected, weights, classes)
+            notes += new
         try:
             model.load_state_dict(weights, strict=True)
         except RuntimeError:
@@ -120,6 +125,25 @@ def load_weights(model: nn.Module, path: str | Path, what: str) -> dict:
             raise
         print_log(f"{what}: '{path}': {'; '.join(notes)}", 'current')
     return checkpoint
+
+
+def _with_new_head(expected: dict, weights: dict, classes: int) -> tuple[dict, list[str]]:
+    """Return weights with the model's own head, if theirs is for another number of classes."""
+    head = {
+        key: value
+        for key, value in expected.items()
+        if key in weights
+        and value.shape != weights[key].shape
+        and value.shape[:1] == (classes,)
+        and value.shape[1:] == weights[key].shape[1:]
+    }
+    counts = {len(weights[key]) for key in head}
+    if len(counts) != 1:
+        return weights, []
+    return {**weights, **head}, [
+        f'it was trained for {counts.pop()} classes; the head for {classes} ({_listed(head)}) '
+        'starts anew'
+    ]
 
 
 def _unwrapped(checkpoint: dict) -> dict:

@@ -37,6 +37,7 @@ from mmkd_tas.checkpoint import load_weights
 from mmkd_tas.compat import write_whole
 from mmkd_tas.errors import SetupError
 from mmkd_tas.models import CrossArchDistill
+from mmkd_tas.models.algorithms.cross_arch_distill import load_student
 from mmkd_tas.models.losses.functional import class_indices
 from mmkd_tas.stages import describe, view_of
 from mmkd_tas.stages.recorder import labels_of
@@ -119,7 +120,7 @@ def load_models(config: Config, args: argparse.Namespace) -> tuple[CrossArchDist
         )
     if config.get('data_preprocessor'):
         config.model.setdefault('data_preprocessor', config.data_preprocessor)
-    student_stages = config.model.get('student_stages')
+    student_stages, start = map(config.model.get, ('student_stages', 'student_ckpt'))
     with cli.mistakes_named(config):
         model = MODELS.build(config.model)
         set_random_seed(0)
@@ -128,6 +129,8 @@ def load_models(config: Config, args: argparse.Namespace) -> tuple[CrossArchDist
     describe(before, view_of(model.student).input_size, student_stages)
     if args.before:
         load_weights(before, args.before, '--before')
+    elif start is not None:
+        load_student(before, start)
     else:
         before.init_weights()
     return model.to(get_device()), before.to(get_device())

@@ -72,6 +72,7 @@ def views(name: str, size: int | tuple[int, int] | None) -> dict[str, ModelView]
         if 'architecture' not in config.model:
             return {name: describe(MODELS.build(config.model), size)}
         config.model.teacher_ckpt, config.model.random_teacher = None, True
+        config.model.student_ckpt = None
         if size is not None:
             config.model.input_size = size
         model = MODELS.build(config.model)

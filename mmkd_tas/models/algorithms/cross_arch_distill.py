@@ -59,6 +59,8 @@ class CrossArchDistill(SingleTeacherDistill):
             state dict, safetensors, an address mmengine can load from, or the work dir
             of a run, whose newest checkpoint is meant. Without, the teacher's config must
             ask for weights itself (``pretrained=``, ``init_cfg=``).
+        student_ckpt: Checkpoint that the student starts from, likewise. A head for another
+            number of classes starts anew; everything else must fit.
         random_teacher: Accept a teacher without weights, or one no better than chance.
         teacher_input: What the teacher's images differ in: ``size`` (pixels, int
             or ``(h, w)``), ``mean`` and ``std`` (of 0..255 pixels, per channel, as
@@ -88,7 +90,7 @@ class CrossArchDistill(SingleTeacherDistill):
         student_trainable, init_cfg, module_inplace, teacher_module_inplace: As in MMRazor.
 
     Raises:
-        SetupError: If the teacher has no weights, its checkpoint does not fit, student and
+        SetupError: If the teacher has no weights, a checkpoint does not fit, student and
             teacher have different numbers of classes, or ``teacher_input`` is not understood.
     """
 
@@ -100,6 +102,7 @@ class CrossArchDistill(SingleTeacherDistill):
         teacher: dict | nn.Module,
         distiller: dict,
         teacher_ckpt: str | None = None,
+        student_ckpt: str | None = None,
         random_teacher: bool = False,
         teacher_input: dict | None = None,
         input_size: int | tuple[int, int] | None = None,
@@ -131,6 +134,9 @@ class CrossArchDistill(SingleTeacherDistill):
         if isinstance(architecture, dict):
             architecture = MODELS.build(architecture)
         architecture = _as_classifier(architecture)
+        input_size = describe(architecture, input_size, student_stages).input_size
+        if student_ckpt is not None:
+            load_student(architecture, student_ckpt)
         with _random_numbers_aside():
             if isinstance(teacher, dict):
                 teacher = MODELS.build(teacher)
@@ -141,7 +147,6 @@ class CrossArchDistill(SingleTeacherDistill):
                     'model.teacher_ckpt: the teacher has no weights; give its checkpoint, or set '
                     'model.random_teacher=True if you mean to distil from random ones'
                 )
-            input_size = describe(architecture, input_size, student_stages).input_size
             path, checkpoint = _load_teacher(teacher, teacher_ckpt)
             records = [
                 ImageRecord('the model', size=built_for(teacher)),
@@ -385,6 +390,13 @@ def _random_numbers_aside() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(torch.randint(2**62, ())))
         yield
+
+
+def load_student(student: BaseModel, path: str) -> None:
+    """Give a student the weights that it starts from; what is new of it is initialised."""
+    if not student.is_init:
+        student.init_weights()
+    load_weights(student, path, 'model.student_ckpt', classes_of(student))
 
 
 def _load_teacher(teacher: nn.Module, path: str | None) -> tuple[str | None, dict | None]:

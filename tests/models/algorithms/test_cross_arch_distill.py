@@ -10,9 +10,11 @@ from helpers import TINY, captured_log, same
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
+from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 from torch import nn
 
+from mmkd_tas.checkpoint import read_checkpoint
 from mmkd_tas.configs import compose
 from mmkd_tas.errors import SetupError
 
@@ -251,8 +253,6 @@ def test_teacher_val_step(batch):
 
 
 def test_teacher_checkpoint_is_loaded(tiny_teacher):
-    from mmkd_tas.checkpoint import read_checkpoint
-
     weights = read_checkpoint(tiny_teacher)['state_dict']
     for changes in (
         {'model.teacher_ckpt': str(tiny_teacher)},
@@ -274,6 +274,85 @@ def test_teacher_checkpoint_is_loaded(tiny_teacher):
 def test_teacher_checkpoint_must_fit(tiny_teacher, changes, saying):
     with pytest.raises(SetupError, match=saying):
         build(**{'model.teacher_ckpt': str(tiny_teacher), **changes})
+
+
+@pytest.mark.parametrize('origin', ['mmpretrain', 'timm', 'own module'])
+@pytest.mark.parametrize('classes', [10, 7])
+def test_a_student_starts_from_a_checkpoint(tmp_path, origin, classes):
+    cfg = config().model.architecture
+    if origin == 'mmpretrain':
+        source = MODELS.build({**cfg, 'head': {**cfg.head, 'num_classes': classes}})
+        head = 'head.fc.'
+    else:
+        source = timm.create_model('test_resnet', num_classes=classes)
+        target = timm.create_model('test_resnet', num_classes=10)
+        if origin == 'own module':
+            source, target = nn.Sequential(source), nn.Sequential(target)
+        cfg = dict(type='mmkd_tas.Classifier', model=target)
+        head = 'fc.'
+    torch.save({'state_dict': source.state_dict()}, tmp_path / 'student.pth')
+    keys = {'architecture': cfg, 'student_ckpt': str(tmp_path / 'student.pth')}
+    if origin != 'mmpretrain':
+        keys['distiller'] = LOGITS
+    with captured_log(logging.INFO) as messages:
+        model = MODELS.build({**config().model, **keys})
+        model.init_weights()  # as runners do, which shall leave it
+    weights, found = source.state_dict(), model.student.state_dict()
+    assert weights.keys() == found.keys()
+    for key, value in found.items():
+        if head in key and classes != 10:
+            assert value.shape[0] == 10
+            assert value.ndim == 1 or value.any()
+        else:
+            assert torch.equal(value, weights[key]), key
+    told = [message for message in messages if message.startswith('model.student_ckpt: ')]
+    assert len(told) == (classes != 10)
+    assert not told or 'trained for 7 classes; the head for 10 (' in told[0]
+
+
+LOGITS = dict(
+    type='mmkd_tas.StageDistiller',
+    distill_losses=dict(loss_kd=dict(type='mmrazor.KLDivergence')),
+    loss_forward_mappings=dict(loss_kd=dict(preds_S='student.logits', preds_T='teacher.logits')),
+)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'saying'),
+    [
+        ({'student_ckpt': 'none.pth'}, "no checkpoint file at 'none.pth'"),
+        ({}, '^model.student_ckpt: .* another architecture .* missing: backbone.cls_token'),
+    ],
+)
+def test_a_student_checkpoint_must_fit(tiny_teacher, changes, saying):
+    with pytest.raises(SetupError, match=saying):
+        MODELS.build({**config().model, 'student_ckpt': str(tiny_teacher), **changes})
+
+
+def test_a_student_starts_from_a_distillation_with_ema_and_resuming_comes_first(tmp_path):
+    ema = [dict(type='EMAHook', momentum=0.5)]
+
+    def run(folder, hooks=(), **changes):
+        cfg = config(**changes)
+        cfg.merge_from_dict({'work_dir': str(tmp_path / folder), 'train_cfg.max_epochs': 1})
+        cfg.custom_hooks = [*cfg.custom_hooks, *hooks]
+        return Runner.from_cfg(cfg)
+
+    run('first', ema).train()
+    averaged = read_checkpoint(tmp_path / 'first/epoch_1.pth')['state_dict']
+    student = {
+        key.removeprefix('architecture.'): value
+        for key, value in averaged.items()
+        if key.startswith('architecture.')
+    }
+    second = run('second', **{'model.student_ckpt': str(tmp_path / 'first')})
+    second._init_model_weights()
+    assert same(student, dict(second.model.student.state_dict()))
+    second.train()
+    ended = read_checkpoint(tmp_path / 'second/epoch_1.pth')['state_dict']
+    third = run('second', **{'model.student_ckpt': str(tmp_path / 'first'), 'resume': True})
+    third.train()  # which has nothing left to do
+    assert same(dict(ended), dict(third.model.state_dict()))
 
 
 def test_a_forgotten_checkpoint_is_refused():
