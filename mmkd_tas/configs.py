@@ -178,6 +178,19 @@ def compose(dataset: str, pair: str, method: str) -> Config:
     return Config(config, cfg_text=text, filename=f'{name}_{dataset}.py')
 
 
+def method_config(name: str) -> dict:
+    """Return the config of the distiller of a method, a file of ``configs/_base_/methods``.
+
+    Raises:
+        SetupError: If there is no such file.
+    """
+    known = sorted(file.stem for file in (BASES / 'methods').glob('*.py'))
+    if name not in known:
+        close = suggest(name, known) or f'; there are {", ".join(known)}'
+        raise SetupError(f"method: there is no '{name}'{close}")
+    return load_config(BASES / f'methods/{name}.py').distiller.to_dict()
+
+
 def _file_of(name: str, role: str) -> Path | None:
     """Return the base config of a model, None for one of another library."""
     files = {file.stem: file for file in sorted((BASES / 'models').glob('*/*.py'))}

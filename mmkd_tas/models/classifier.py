@@ -163,7 +163,10 @@ class Classifier(BaseClassifier):
     def _logits(self, output: Any) -> Tensor:
         if type(output) in (list, tuple) and not self.headless:
             output = output[0]
-        return vector_of(output, self.headless)
+        try:
+            return vector_of(output, self.headless)
+        except SetupError as error:
+            raise SetupError(f'{type(self.model).__name__}: {error}') from error
 
     @property
     def _takes_shares(self) -> bool:

@@ -53,7 +53,7 @@ class CrossArchDistill(SingleTeacherDistill):
             images (see :class:`Classifier`), or the config of one. Where the config does
             not say its number of classes, it is that of ``data_preprocessor``.
         teacher: The teacher, likewise. For methods that take none of its logits it may have
-            other classes, or none (``num_classes=0``).
+            other classes, or none (``num_classes=0``). One that is built keeps its weights.
         distiller: Config of the distiller.
         teacher_ckpt: Checkpoint of the teacher: a file of mmengine, timm, a bare
             state dict, safetensors, an address mmengine can load from, or the work dir
@@ -130,7 +130,8 @@ class CrossArchDistill(SingleTeacherDistill):
                 if isinstance(model, dict):
                     set_num_classes(model, data_preprocessor.get('num_classes'))
             data_preprocessor = MODELS.build(data_preprocessor)
-        self_loading = not isinstance(teacher, dict) or _asks_for_weights(teacher)
+        built = isinstance(teacher, nn.Module)
+        self_loading = built or _asks_for_weights(teacher)
         if isinstance(architecture, dict):
             architecture = MODELS.build(architecture)
         architecture = _as_classifier(architecture)
@@ -147,7 +148,9 @@ class CrossArchDistill(SingleTeacherDistill):
                     'model.teacher_ckpt: the teacher has no weights; give its checkpoint, or set '
                     'model.random_teacher=True if you mean to distil from random ones'
                 )
-            path, checkpoint = _load_teacher(teacher, teacher_ckpt)
+            path = checkpoint = None
+            if teacher_ckpt or not built:  # one that is built has the weights of the caller
+                path, checkpoint = _load_teacher(teacher, teacher_ckpt)
             records = [
                 ImageRecord('the model', size=built_for(teacher)),
                 *records_of(teacher, path, checkpoint),

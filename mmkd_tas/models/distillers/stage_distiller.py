@@ -1,11 +1,14 @@
 """MMRazor's configurable distiller, with stages in place of module paths."""
 
+import contextlib
 import inspect
+import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
+from mmengine.logging import MMLogger
 from mmengine.utils import is_list_of
 from mmrazor.models.distillers import ConfigurableDistiller
 from torch import Tensor, nn
@@ -140,7 +143,8 @@ class StageDistiller(ConfigurableDistiller):
             connector = self.connectors[name] = MODELS.build(cfg)
             self._inputs[name] = tuple(inputs or getattr(connector, 'inputs', ()))
             if hasattr(connector, 'init_weights'):
-                connector.init_weights()
+                with _without_log():  # of every weight; that of the whole model names it again
+                    connector.init_weights()
 
     def _stage_of(self, reference: str) -> Stage | None:
         """Return the stage that a reference leads to, or what is like one, if that is known."""
@@ -320,6 +324,17 @@ class StageDistiller(ConfigurableDistiller):
             )
         result = self._results[key]
         return result if connector_idx is None else result[connector_idx]
+
+
+@contextlib.contextmanager
+def _without_log() -> Iterator[None]:
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(max(level, logging.WARNING))
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _in_order(connectors: dict[str, dict | list[dict]]) -> dict[str, dict | list[dict]]:

@@ -206,7 +206,8 @@ class SampleIndexRecorder(ModuleOutputsRecorder):
         if any('sample_idx' not in sample for sample in samples):
             raise SetupError(
                 'SampleIndex: the data samples have no sample_idx, the place of an image in its '
-                "data set: keep it among the meta_keys of the pipeline's PackInputs"
+                "data set: keep it among the meta_keys of the pipeline's PackInputs (in a plain "
+                'loop: kd(images, labels, indices))'
             )
         indices = [sample.sample_idx for sample in samples]
         self.data_buffer.append(torch.tensor(indices, device=args[0].device))
