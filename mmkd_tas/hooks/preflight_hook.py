@@ -250,13 +250,14 @@ class PreflightHook(Hook):
         noise = min(3 * (chance * (100 - chance) / images) ** 0.5, chance / 2)
         found = f'the teacher has {top1:.2f} % top-1 on the validation data'
         better = ''
-        if top1 < (_POOR if self.teacher_floor is None else self.teacher_floor):
+        meant = getattr(unwrapped(runner.model), 'random_teacher', False)
+        if not meant and top1 < (_POOR if self.teacher_floor is None else self.teacher_floor):
             better = self._look_again(runner, chance)
         check = better or (
             'check model.teacher_ckpt, model.teacher_input (normalisation, size) and the order of '
             'the classes'
         )
-        if top1 <= chance + noise and not getattr(unwrapped(runner.model), 'random_teacher', False):
+        if top1 <= chance + noise and not meant:
             raise SetupError(
                 f'{found}, no better than chance ({chance:.2f} %): {check}, or set '
                 'model.random_teacher=True if that is meant'
