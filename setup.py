@@ -41,6 +41,9 @@ setup(
         'pydacefit',
     ],
     extras_require={
+        # for the examples
+        'accelerate': ['accelerate>=0.30'],
+        'lightning': ['lightning>=2.2'],
         'hf': ['transformers>=4.40'],
         'test': ['pytest>=8', 'pytest-xdist>=3', 'ruff>=0.6', 'transformers>=4.40'],
     },

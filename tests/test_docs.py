@@ -9,6 +9,7 @@ import re
 import runpy
 
 import pytest
+import timm
 import torch
 from helpers import REPO
 from matplotlib import pyplot as plt
@@ -32,7 +33,7 @@ def test_adding_a_teacher_to_a_config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     student = dict(type='TimmClassifier', model_name='resnet18', num_classes=100)
     (tmp_path / 'my_config.py').write_text(f'model = dict({student})\n')
-    (snippet,) = blocks('README.md', 'python')
+    snippet, _ = blocks('README.md', 'python')
     assert len(snippet.splitlines()) <= 12
     (tmp_path / 'config.py').write_text(snippet.replace('/path/to/mmkd_tas', str(REPO)))
     config = Config.fromfile(tmp_path / 'config.py')
@@ -43,6 +44,19 @@ def test_adding_a_teacher_to_a_config(tmp_path, monkeypatch):
     samples = [DataSample().set_gt_label(i) for i in range(2)]
     losses = model(torch.randn(2, 3, 32, 32), samples, mode='loss')
     assert losses['distill.loss_ta_features'].isfinite()
+
+
+def test_a_loop_of_your_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, snippet = blocks('README.md', 'python')
+    student = timm.create_model('test_resnet', num_classes=10)
+    teacher = timm.create_model('test_vit', num_classes=10, img_size=32)
+    loader = [(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))]
+    space = dict(student=student, teacher=teacher, loader=loader, torch=torch)
+    exec(snippet.replace('224', '32'), space)
+    assert {'student.loss', 'distill.loss_ts_logits'} <= space['losses'].keys()
+    saved = torch.load('student.pth', weights_only=True)
+    timm.create_model('test_resnet', num_classes=10).load_state_dict(saved)
 
 
 def test_a_connector_of_your_own():
