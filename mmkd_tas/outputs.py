@@ -62,3 +62,21 @@ def vector_of(output: Any, headless: bool = False) -> Tensor:
         f'a classifier returns logits (N, C), and this model returns {found}; wrap it in a module '
         'that returns logits, or say num_classes=0 if it has no head'
     )
+
+
+def pooled_of(inputs: list[Tensor], dims: list[int]) -> Tensor:
+    """Return the pooled feature ``(N, D)``, by what enters the classifiers.
+
+    Args:
+        inputs: Vectors, or maps and tokens, whose mean over the positions is taken. Of
+            several vectors, the mean, or, where their widths differ, all, one after another.
+        dims: The dimension of the channels of each.
+    """
+    vectors = [
+        x if x.ndim == 2 else x.movedim(dim, 1).flatten(2).mean(2)
+        for x, dim in zip(inputs, dims, strict=True)
+    ]
+    if len(vectors) == 1:
+        return vectors[0]
+    same = len({vector.shape for vector in vectors}) == 1
+    return torch.stack(vectors).mean(0) if same else torch.cat(vectors, dim=1)

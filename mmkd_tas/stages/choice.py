@@ -12,6 +12,7 @@ What is a point is exact, see :class:`Dataflow`. Which four are taken is a matte
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -59,13 +60,11 @@ def choose(seen: Trace, model: nn.Module) -> tuple[Stage, ...]:
         if ends := _four(candidates, seen.flops):
             break
     else:
-        found = ', '.join(f'{p.calls[0].path!r} ({_size(p.stage)})' for p in points[:6])
-        raise SetupError(
-            'its forward depends on the numbers in the images'
-            if seen.branches
-            else (f'only {found} return' if found else 'no module returns')
-            + ' all that the rest of the model is computed from'
-        )
+        if seen.branches:
+            raise SetupError('its forward depends on the numbers in the images')
+        found = [f'{p.calls[0].path!r} {(p.stage.channels, *p.stage.grid)}' for p in points[:6]]
+        which = f'only {", ".join(found)} return' if found else 'no module returns'
+        raise SetupError(f'{which} all that the rest of the model is computed from')
     cuts = sorted((call for call in seen.calls if call.is_cut), key=lambda call: call.ended)
     upto = [*(call.flops for call in cuts[1:]), seen.flops]
     gaps = {end - call.flops: call.path for call, end in zip(cuts, upto, strict=True)}
@@ -74,17 +73,10 @@ def choose(seen: Trace, model: nn.Module) -> tuple[Stage, ...]:
             f'{most / seen.flops:.0%} of the computation come after {gaps[most]!r} in one piece, '
             'within which no module returns all that the rest of the model is computed from'
         )
-    stages: list[Stage] = []
-    before = 0
+    chosen: list[Call] = []
     for end in ends:
-        call = _largest(end.calls, before)
-        before = call.ended
-        stages.append(call.stage)
-    return tuple(stages)
-
-
-def _size(stage: Stage) -> str:
-    return f'{stage.channels} x {stage.grid[0]} x {stage.grid[1]}'
+        chosen.append(_largest(end.calls, chosen[-1].ended if chosen else 0))
+    return tuple(call.stage for call in chosen)
 
 
 def _within_units(seen: Trace, modules: dict[str, nn.Module]) -> set[Call]:
@@ -123,10 +115,9 @@ def _points(calls: list[Call]) -> list[Point]:
         points.setdefault(key, Point(stage, call.flops, call.products)).calls.append(call)
     found: list[Point] = []
     for point in points.values():
-        if not found:  # the stem, whatever it is made of
-            found.append(point)
-        elif point.stage.tokens <= found[-1].stage.tokens:
-            point.is_block = point.products - found[-1].products >= 2
+        if not found or point.stage.tokens <= found[-1].stage.tokens:
+            # The first is the stem, whatever it is made of.
+            point.is_block = bool(found) and point.products - found[-1].products >= 2
             found.append(point)
     return found
 
@@ -136,9 +127,9 @@ def _of_main_prefix(points: list[Point]) -> list[Point]:
     kept: list[Point] = []
     before = 0
     for group in _groups(points):
-        costs: dict[int, int] = {}
+        costs: Counter[int] = Counter()
         for point in group:
-            costs[point.stage.prefix] = costs.get(point.stage.prefix, 0) + point.flops - before
+            costs[point.stage.prefix] += point.flops - before
             before = point.flops
         main = max(costs, key=costs.__getitem__)
         kept += [point for point in group if point.stage.prefix == main]
@@ -178,9 +169,8 @@ def _to_the_last_block(group: list[Point]) -> list[Point]:
 
 
 def _is_stem(groups: list[list[Point]], total: int) -> bool:
-    first, *later = groups
-    has_blocks = [any(point.is_block for point in group) for group in (first, *later)]
-    return not has_blocks[0] and any(has_blocks[1:]) and first[-1].flops < _STEM * total
+    first, *later = [any(point.is_block for point in group) for group in groups]
+    return not first and any(later) and groups[0][-1].flops < _STEM * total
 
 
 def _in_proportion(blocks: Sequence[Point]) -> list[Point]:
@@ -193,21 +183,17 @@ def _in_proportion(blocks: Sequence[Point]) -> list[Point]:
 
 def _half(ends: list[Point], points: list[Point]) -> Point | None:
     """Return the point nearest to half of the most expensive stage that can be divided."""
-    starts = [0, *(end.flops for end in ends)]
-    costs = {end: end.flops - start for start, end in zip(starts, ends, strict=False)}
-    for end in sorted(ends, key=lambda end: -costs[end]):
-        start = end.flops - costs[end]
-        inside = [p for p in points if start < p.flops < end.flops]
+    stages = itertools.pairwise([0, *(end.flops for end in ends)])
+    for start, stop in sorted(stages, key=lambda stage: stage[0] - stage[1]):
+        inside = [p for p in points if start < p.flops < stop]
         inside = [p for p in inside if p.is_block] or inside
         if inside:
-            least = min(map(_depth, inside))
-            inside = [p for p in inside if _depth(p) == least]
-            return min(inside, key=lambda p: abs(p.flops - start - costs[end] / 2))
+            return min(inside, key=lambda p: (_depth(p.calls), abs(2 * p.flops - start - stop)))
     return None
 
 
-def _depth(point: Point) -> int:
-    return min(call.path.count('.') for call in point.calls)
+def _depth(calls: Sequence[Call]) -> int:
+    return min(call.path.count('.') for call in calls)
 
 
 def _largest(calls: list[Call], before: int) -> Call:
@@ -215,10 +201,8 @@ def _largest(calls: list[Call], before: int) -> Call:
     later = [call for call in calls if call.began >= before]
     if not later:
         return min(calls, key=lambda call: call.own_flops)
-    largest = max(later, key=lambda call: (call.own_flops, -call.path.count('.'), -call.ended))
+    largest = max(later, key=lambda call: (call.own_flops, -_depth([call]), -call.ended))
+    if largest.children:
+        return largest
     # A bare convolution ends with the normalisation and activation after it.
-    return (
-        largest
-        if largest.children
-        else max(later, key=lambda call: (call.ended, -call.path.count('.')))
-    )
+    return max(later, key=lambda call: (call.ended, -_depth([call])))

@@ -1,8 +1,8 @@
 """What each stage of a model costs."""
 
+import itertools
 from dataclasses import dataclass
 
-from .trace import Call
 from .view import ModelView
 
 
@@ -12,9 +12,8 @@ class Cost:
 
     Attributes:
         parameters: Number of parameters.
-        flops: Floating point operations for one image: two for each
-            multiplication with an addition, in convolutions, products of
-            matrices and attention.
+        flops: Floating point operations for one image: two for each multiplication with
+            an addition, in convolutions, products of matrices and attention.
         share: Of the model's flops.
     """
 
@@ -25,34 +24,18 @@ class Cost:
 
 def costs_of(view: ModelView) -> list[Cost]:
     """Return what each stage costs from the end of the one before, and then the rest."""
-    costs = [Cost() for _ in range(len(view.stages) + 1)]
     ends = [view.calls[stage.module][-1] for stage in view.stages]
-    _count_parameters(view, ends, costs)
     total = view.trace.flops
-    before = 0
-    for cost, flops in zip(costs, [*(end.flops for end in ends), total], strict=True):
-        cost.flops = (flops - before) // 2  # the trace is of two images
-        cost.share = (flops - before) / max(1, total)
-        before = flops
-    return costs
-
-
-def _count_parameters(view: ModelView, ends: list[Call], costs: list[Cost]) -> None:
-    stage_of: dict[str, int] = {}
-    current = 0
-
-    def visit(call: Call) -> None:
-        nonlocal current
-        stage_of.setdefault(call.path, current)
-        for child in call.children:
-            visit(child)
-        if call in ends:
-            current += 1
-
-    visit(view.calls[''][0])
+    upto = [0, *(end.flops for end in ends), total]
+    costs = [  # the trace is of two images
+        Cost(flops=(after - before) // 2, share=(after - before) / max(1, total))
+        for before, after in itertools.pairwise(upto)
+    ]
     for name, parameter in view.model.named_parameters():
         # the innermost module around it that is called (attention does not call all of its own)
-        owner = name.rpartition('.')[0]
-        while owner not in stage_of:
+        owner = name
+        while owner not in view.calls:
             owner = owner.rpartition('.')[0]
-        costs[stage_of[owner]].parameters += parameter.numel()
+        began = view.calls[owner][0].began
+        costs[sum(end.ended <= began for end in ends)].parameters += parameter.numel()
+    return costs

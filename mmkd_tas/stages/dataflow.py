@@ -1,6 +1,7 @@
 """One forward of a model as a graph of tensor operations, and the positions of what it makes."""
 
-from collections.abc import Callable, Generator
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,28 +21,24 @@ class Node:
 
     Attributes:
         index: Number of the node; those it is made from have smaller ones.
-        reads: The nodes that the operation depends on.
         shape: Of the tensor.
-        flops: Floating point operations of the forward up to here.
-        products: Number of convolutions and products up to here.
-        weighty: Whether the operation is one of them.
-        writes: Whether it changed a tensor in place.
+        reads: Numbers of the nodes that the operation depends on.
         func: The operation; None for the images.
         args: Its arguments, and then those with names, with a :class:`Node` for every
             tensor that depends on the images.
         which: Number of the tensor among those that the operation returned.
+        weighty: Whether the operation is a convolution or a product.
+        writes: Whether it changed a tensor in place.
     """
 
     index: int
-    reads: tuple[int, ...]
     shape: tuple[int, ...]
-    flops: int
-    products: int
-    weighty: bool
-    writes: bool
-    func: Any
-    args: tuple
-    which: int
+    reads: tuple[int, ...] = ()
+    func: Any = None
+    args: tuple = ()
+    which: int = 0
+    weighty: bool = False
+    writes: bool = False
 
 
 class Dataflow(TorchDispatchMode):
@@ -52,6 +49,11 @@ class Dataflow(TorchDispatchMode):
 
     Args:
         images: Where everything begins, ``(N, C, H, W)``.
+
+    Attributes:
+        nodes: In the order in which they were made.
+        flops, products: Floating point operations, and the number of the convolutions and
+            products that have them, up to now.
     """
 
     def __init__(self, images: Tensor) -> None:
@@ -61,33 +63,30 @@ class Dataflow(TorchDispatchMode):
         self._node_of: dict[int, Node] = {}
         self._written: dict[int, Node] = {}
         self._alive: list[Tensor] = []  # or an id could be given away twice
-        self.image_size = tuple(images.shape[-2:])
-        self._note(images, (), False, False, None, (), 0)
+        self._note(images)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         """Run an operation, and note it."""
         kwargs = kwargs or {}
-        before = parts_of((args, kwargs), Tensor)
-        nodes = [node for t in before if (node := self.node_of(t)) is not None]
+        nodes = [self.node_of(tensor) for tensor in parts_of((args, kwargs), Tensor)]
+        reads = tuple(sorted({node.index for node in nodes if node}))
         own = apply_to((args, kwargs), torch.is_tensor, lambda t: self._node_of.get(id(t), t))
         output = func(*args, **kwargs)
         flops = _flops_of(func, args, kwargs, output)
         self.flops += flops
         self.products += flops > 0
-        if nodes:
-            reads = tuple(sorted({node.index for node in nodes}))
+        if reads:
             writes = any(a.alias_info and a.alias_info.is_write for a in func._schema.arguments)
             for which, tensor in enumerate(parts_of(output, Tensor)):
-                self._note(tensor, reads, flops > 0, writes, func, (*own[0], own[1]), which)
+                self._note(tensor, reads, func, (*own[0], own[1]), which, flops > 0, writes)
         return output
 
-    def _note(self, tensor: Tensor, reads: tuple, weighty: bool, writes: bool, *made: Any) -> None:
-        index, shape = len(self.nodes), tuple(tensor.shape)
-        node = Node(index, reads, shape, self.flops, self.products, weighty, writes, *made)
+    def _note(self, tensor: Tensor, *made: Any) -> None:
+        node = Node(len(self.nodes), tuple(tensor.shape), *made)
         self.nodes.append(node)
         self._node_of[id(tensor)] = node
         self._alive.append(tensor)
-        if writes:
+        if node.writes:
             self._written[_storage(tensor)] = node
 
     def node_of(self, tensor: Tensor) -> Node | None:
@@ -101,29 +100,21 @@ class Dataflow(TorchDispatchMode):
             return False
         return self.node_of(tensor) is node
 
-    def leading_to(self, node: Node) -> set[int]:
-        """Return the numbers of all nodes that a node is made from, and its own."""
-        found = {node.index}
-        for index in range(node.index, -1, -1):
-            if index in found:
-                found.update(self.nodes[index].reads)
-        return found
-
     def cuts(self, logits: Node) -> set[int]:
         """Return the numbers of the nodes through which every path to the logits leads.
 
         A node is one if none of those before it is read by one after it.
         """
-        found, relevant = set(), sorted(self.leading_to(logits))
-        furthest = dict.fromkeys(relevant, 0)
-        for index in relevant:
-            for read in self.nodes[index].reads:
-                furthest[read] = index
-        reach = 0
-        for index in relevant:
+        last_read = {logits.index: logits.index}  # by what, of all that leads to the logits
+        for index in range(logits.index, -1, -1):
+            if index in last_read:
+                for read in self.nodes[index].reads:
+                    last_read.setdefault(read, index)
+        found, reach = set(), 0
+        for index in sorted(last_read):
             if reach <= index:
                 found.add(index)
-            reach = max(reach, furthest[index])
+            reach = max(reach, last_read[index])
         return found
 
     @cached_property
@@ -155,19 +146,11 @@ def _flops_of(func: Any, args: tuple, kwargs: dict, output: Any) -> int:
 # --- Positions -------------------------------------------------------------------
 
 # Operations that move elements and compute nothing, beside those that return views.
-_MOVES = {
-    *('_unsafe_view', 'cat', 'stack', 'roll', 'flip', 'repeat', 'index', 'index_select', 'gather'),
-    *(
-        'im2col',
-        'col2im',
-        'pixel_shuffle',
-        'pixel_unshuffle',
-        'channel_shuffle',
-        'native_channel_shuffle',
-    ),
-    *('constant_pad_nd', 'reflection_pad2d', 'replication_pad2d', 'repeat_interleave'),
-    *('slice_scatter', 'select_scatter'),
-}
+_MOVES = re.compile(
+    '_unsafe_view|cat|stack|roll|flip|repeat|repeat_interleave|index|index_select|gather|im2col|'
+    'col2im|pixel_shuffle|pixel_unshuffle|channel_shuffle|native_channel_shuffle|slice_scatter|'
+    'select_scatter|constant_pad_nd|reflection_pad2d|replication_pad2d'
+)
 # Whose output has another grid than the input: convolutions, pools, interpolation.
 _RESAMPLES = ('conv', 'pool', 'upsample')
 _PRODUCTS = ('mm', 'addmm', 'bmm', 'baddbmm', 'linear', 'matmul')
@@ -189,66 +172,49 @@ class Positions:
     """
 
     def __init__(self, flow: Dataflow) -> None:
-        self._known: dict[int, Tensor | None] = {}
-        images = flow.nodes[0]
-        height, width = flow.image_size
+        self._nodes = flow.nodes
+        height, width = self._nodes[0].shape[2:]
         self._pixels = torch.arange(float(height * width)).view(1, 1, height, width)
-        self._known[images.index] = self._pixels.expand(images.shape)
+        self._known: dict[int, Tensor | None] = {0: self._pixels.expand(self._nodes[0].shape)}
 
     def __call__(self, node: Node) -> Tensor | None:
         """Return the positions of a tensor, in its shape."""
         # Without recursion: there are models of thousands of operations in a row.
-        waiting: list[tuple[Node, Generator]] = []
-        while True:
-            if node.index in self._known:
-                answer = self._known[node.index]
-            else:
-                waiting.append((node, self._find(node)))
-                answer = None
-            while waiting:
-                asking, steps = waiting[-1]
-                try:
-                    node = steps.send(answer)
-                    break
-                except StopIteration as finished:
-                    waiting.pop()
-                    self._known[asking.index] = answer = finished.value
-            else:
-                return answer
+        waiting = [node.index]
+        while node.index not in self._known:
+            try:
+                self._known[waiting[-1]] = self._find(self._nodes[waiting[-1]])
+                waiting.pop()
+            except KeyError as unknown:  # what it is made from: then that first
+                waiting.append(unknown.args[0])
+        return self._known[node.index]
 
-    def _find(self, node: Node) -> Generator[Node, Tensor | None, Tensor | None]:
-        """Ask for the positions of the arguments, as far as they are needed."""
+    def _find(self, node: Node) -> Tensor | None:
+        """Find the positions by those of the arguments, as far as they are needed."""
         name = node.func._overloadpacket.__name__
         returns = node.func._schema.returns
         views = any(r.alias_info and not r.alias_info.is_write for r in returns)
         sources = parts_of(node.args, Node)
-        if views or name in _MOVES:
-            found = {}
-            for source in sources:
-                found[source.index] = yield source
-            return _moved(node, found)
+        if views or _MOVES.fullmatch(name):
+            return _moved(node, {source.index: self._known[source.index] for source in sources})
         if any(kind in name for kind in _RESAMPLES):
-            source = yield sources[0]
             pools = 'pool' in name or (sources[0].index > 0 and max(sources[0].shape[2:]) > 3)
-            return self._resampled(source, node.shape, pools)
-        best = None
+            return self._resampled(self._known[sources[0].index], node.shape, pools)
         if name in _PRODUCTS or 'scaled_dot_product' in name:
-            for source in sources:
-                if source.shape[:-1] == node.shape[:-1] and best is None:
-                    rows = yield source
-                    best = rows if rows is None else rows.amax(-1, keepdim=True).expand(node.shape)
-            return best
+            rows = (self._known[s.index] for s in sources if s.shape[:-1] == node.shape[:-1])
+            known = (found for found in rows if found is not None)
+            kept = next(known, None)
+            return None if kept is None else kept.amax(-1, keepdim=True).expand(node.shape)
+        best = None
         for source in sources:
             if source.shape == node.shape:
-                found = yield source
+                found = self._known[source.index]
                 if found is not None and found.amax() > found.amin():
                     return found
                 best = found if best is None else best
         return best
 
-    def _resampled(
-        self, positions: Tensor | None, shape: tuple[int, ...], pools: bool
-    ) -> Tensor | None:
+    def _resampled(self, positions: Tensor | None, shape: tuple, pools: bool) -> Tensor | None:
         if positions is None or positions.ndim != len(shape) or len(shape) not in (3, 4):
             return None
         kept = positions.amax(1, keepdim=True)

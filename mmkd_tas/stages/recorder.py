@@ -8,10 +8,10 @@ from mmrazor.models.task_modules.recorder import ModuleOutputsRecorder
 from torch import Tensor, nn
 
 from ..errors import SetupError
-from ..outputs import vector_of
+from ..outputs import pooled_of, vector_of
 from ..registry import TASK_UTILS
 from .dataflow import parts_of
-from .trace import feature_of, pooled_of
+from .trace import feature_of
 from .view import describe, view_of
 
 SOURCES = ('stage1', 'stage2', 'stage3', 'stage4', 'pooled', 'logits', 'labels', 'classes')
@@ -66,75 +66,62 @@ class StageOutputsRecorder(ModuleOutputsRecorder):
     def prepare_from_model(self, model: nn.Module | None = None) -> None:
         """Find the source in a model, and watch it."""
         given = any(value is not None for value in self.description)
-        view = describe(model, *self.description) if given else view_of(model)
+        self.view = describe(model, *self.description) if given else view_of(model)
         if self.source in ('labels', 'classes'):
-            hook = model.register_forward_pre_hook(self.record_labels, with_kwargs=True)
-            self.handles.append(hook)
-        elif self.source == 'pooled' and view.headless:
-            self.handles.append(model.register_forward_hook(self.record_feature))
+            self.take, paths = self.labels, ['']
         elif self.source == 'pooled':
-            self.dims = view.classifier_dims
-            for path in view.classifiers:
-                module = model.get_submodule(path)
-                hook = module.register_forward_pre_hook(self.record_pooled, with_kwargs=True)
-                self.handles.append(hook)
+            self.take, paths = self.pooled, self.view.classifiers or ['']
         elif self.source == 'logits':
-            module = model.get_submodule(view.logits_module)
-            self.arguments = len(view.trace.logits_call.inputs[0])
-            self.handles.append(module.register_forward_hook(self.record_logits))
+            self.take, paths = self.logits, [self.view.logits_module]
         else:
-            self.stage = view.source(self.source)
-            module = model.get_submodule(self.stage.module)
-            self.handles.append(module.register_forward_hook(self.record_stage))
+            self.stage = self.view.source(self.source)
+            self.take, paths = self.feature, [self.stage.module]
+        for path in paths:
+            module = model.get_submodule(path)
+            self.handles.append(module.register_forward_hook(self.record, with_kwargs=True))
 
     def remove(self) -> None:
         """Take the hooks out of the model."""
         while self.handles:
             self.handles.pop().remove()
 
-    def record_labels(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        """Hook: take the labels from the data samples that a model is called with."""
-        if self.recording:
-            samples = kwargs.get('data_samples') or next(iter(args[1:]), None)
-            labels = labels_of(samples)
-            if self.source == 'classes' and labels.ndim == 2:
-                labels = labels.argmax(1)
-            self.data_buffer.append(labels)
+    def record(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        """Hook: record what is taken from a call of a module."""
+        if self.recording and (taken := self.take(module, args, kwargs, output)) is not None:
+            self.data_buffer.append(taken)
 
-    def record_pooled(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        """Hook: take the input of a classifier."""
-        if self.recording:
-            self.parts.append(parts_of((args, kwargs), Tensor)[0])
-            if len(self.parts) == len(self.dims):
-                self.data_buffer.append(pooled_of(self.parts, self.dims))
-                self.parts = []
+    def labels(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Tensor:
+        """Take the labels from the data samples that a model is called with."""
+        labels = labels_of(kwargs.get('data_samples') or next(iter(args[1:]), None))
+        return labels.argmax(1) if self.source == 'classes' and labels.ndim == 2 else labels
 
-    def record_feature(self, module: nn.Module, args: tuple, output: Any) -> None:
-        """Hook: take what a model without a head returns."""
-        if self.recording:
-            self.data_buffer.append(vector_of(output, headless=True))
+    def pooled(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Tensor | None:
+        """Take the input of the last classifier, or what a model without one returns."""
+        if self.view.headless:
+            return vector_of(output, headless=True)
+        self.parts.append(parts_of((args, kwargs), Tensor)[0])
+        if len(self.parts) < len(self.view.classifiers):
+            return None
+        parts, self.parts = self.parts, []
+        return pooled_of(parts, self.view.classifier_dims)
 
-    def record_logits(self, module: nn.Module, args: tuple, output: Any) -> None:
-        """Hook: take the logits; of a head with a margin, those without it."""
-        if self.recording:
-            if len(args) > self.arguments:  # the labels, for the margin
-                output = module.forward(*args[: self.arguments])
-            logits = output.flatten(1) if torch.is_tensor(output) else vector_of(output)
-            self.data_buffer.append(logits)
+    def logits(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Tensor:
+        """Take the logits; of a head with a margin, those without it."""
+        expected = len(self.view.trace.logits_call.inputs[0])
+        if len(args) > expected:  # the labels, for the margin
+            output = module.forward(*args[:expected])
+        return output.flatten(1) if torch.is_tensor(output) else vector_of(output)
 
-    def record_stage(self, module: nn.Module, args: tuple, output: Any) -> None:
-        """Hook: take the output of a stage."""
-        if self.recording:
-            feature = feature_of(output)
-            if feature.shape[1:] != self.stage.shape:
-                raise SetupError(
-                    f"'{self.stage.module}' returned {tuple(feature.shape[1:])} for an image and "
-                    f'{self.stage.shape} when the model was built: set model.input_size (teacher: '
-                    'model.teacher_input.size) to the size of the images'
-                )
-            if self.layout == 'NCHW':
-                feature = self.stage.to_map(feature)
-            self.data_buffer.append(feature)
+    def feature(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Tensor:
+        """Take the output of a stage."""
+        feature, stage = feature_of(output), self.stage
+        if feature.shape[1:] != stage.shape:
+            raise SetupError(
+                f"'{stage.module}' returned {tuple(feature.shape[1:])} for an image and "
+                f'{stage.shape} when the model was built: set model.input_size (teacher: '
+                'model.teacher_input.size) to the size of the images'
+            )
+        return stage.to_map(feature) if self.layout == 'NCHW' else feature
 
     def get_record_data(self, record_idx: int = -1, data_idx: int | None = None) -> Any:
         """Return what was recorded: by default the latest, where a module runs repeatedly."""

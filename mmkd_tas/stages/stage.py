@@ -1,6 +1,6 @@
 """What a stage emits, and the only code that knows layouts."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -87,31 +87,35 @@ class Stage:
             return feature.flatten(1, 2)
         return feature.flatten(2).transpose(1, 2)
 
-    def measured(self, shape: tuple[int, ...], image: tuple[int, int]) -> 'Stage':
-        """Fill in channels and grid from the shape of a real output.
-
-        Values that are given already are kept, and must be true.
+    @classmethod
+    def declared(cls, entry: dict, sizes: tuple[int, ...], found: 'Stage | None') -> 'Stage':
+        """Return the stage that an entry of ``stages`` declares.
 
         Args:
-            shape: Of the output, without the batch dimension.
-            image: ``(H, W)`` of the image, to tell the grid of a row of tokens.
+            entry: ``module`` and any of the other attributes. What it leaves out is as found.
+            sizes: Of the module's output for one image.
+            found: What its positions say, as far as they are known.
 
         Raises:
-            SetupError: If layout, prefix, channels or grid contradict the shape.
+            SetupError: If the entry contradicts the output.
         """
-        maps = self.layout in ('NCHW', 'NHWC')
-        if len(shape) != (3 if maps else 2) or (maps and self.prefix):
-            raise self._contradiction(shape)
-        channels = shape[0] if self.layout in ('NCHW', 'NCL') else shape[-1]
-        if maps:
-            grid = tuple(shape[1:]) if self.layout == 'NCHW' else tuple(shape[:2])
-        else:
-            length = shape[0 if self.layout == 'NLC' else 1] - self.prefix
-            grid = self.grid if self.grid != (0, 0) else _grid_of(length, image)
-        stage = replace(self, channels=self.channels or channels, grid=grid)
-        wrong_grid = self.grid not in ((0, 0), grid)
-        if grid == (0, 0) or stage.shape != tuple(shape) or wrong_grid:
-            raise self._contradiction(shape)
+        usual = found.layout if found else 'NCHW' if len(sizes) == 3 else 'NLC'
+        layout = entry.get('layout', usual)
+        if layout not in LAYOUTS:
+            raise SetupError(f'stages: {entry["module"]!r} has {layout=}, none of {LAYOUTS}')
+        first = layout in ('NCHW', 'NCL')
+        known = dict(channels=sizes[0 if first else -1], grid=sizes[1:] if first else sizes[:-1])
+        if found and found.layout == layout:
+            known = asdict(found)
+        stage = cls(**{**known, 'layout': layout, **entry})
+        wrong_prefix = stage.prefix and len(sizes) == 3
+        if len(stage.grid) != 2 or wrong_prefix or stage.shape != sizes:
+            raise SetupError(
+                f'stages: {stage.module!r} is declared as {layout=}, prefix={stage.prefix}, but '
+                f'its output for one image has the shape {sizes}, which channels={stage.channels} '
+                f'and grid={stage.grid} do not give; correct the entry of `stages`, or say more '
+                'in it: grid=(H, W)'
+            )
         return stage
 
     @classmethod
@@ -139,17 +143,6 @@ class Stage:
                 return cls(module, layout, prefix, positions.shape[dim], tuple(plane.shape))
         return None
 
-    def _contradiction(self, shape: tuple[int, ...]) -> SetupError:
-        said = f'layout={self.layout!r}, prefix={self.prefix}'
-        if self.channels:
-            said += f', channels={self.channels}'
-        if self.grid != (0, 0):
-            said += f', grid={self.grid}'
-        return SetupError(
-            f"stages: '{self.module}' is declared as {said}, but its output for one image has the "
-            f'shape {tuple(shape)}; correct the entry of `stages`'
-        )
-
 
 def in_order(plane: Tensor, width: int) -> bool:
     """Whether positions ``(H, W)`` are those of an image of some width, row by row."""
@@ -161,16 +154,3 @@ def in_order(plane: Tensor, width: int) -> bool:
         and (rows.diff(dim=0) > 0).all()
         and (columns.diff(dim=1) > 0).all()
     )
-
-
-def _grid_of(length: int, image: tuple[int, int]) -> tuple[int, int]:
-    """Return the H x W = length of nearly the same shape as the image, else (0, 0)."""
-
-    def distortion(height: int) -> float:
-        ratio = (image[0] / height) / (image[1] * height / length)
-        return max(ratio, 1 / ratio)
-
-    heights = [h for h in range(1, length + 1) if length % h == 0]
-    best = min(heights, key=distortion, default=0)
-    # Padding to whole patches distorts a little; more means that it is no grid.
-    return (best, length // best) if best and distortion(best) < 1.5 else (0, 0)

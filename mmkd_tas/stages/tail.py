@@ -3,6 +3,7 @@
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -11,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import SetupError
-from ..outputs import vector_of
+from ..outputs import pooled_of, vector_of
 from .dataflow import parts_of
 from .stage import Stage
-from .trace import Call, Shape, example, feature_of, hooked, is_shape, pooled_of, undisturbed
+from .trace import Call, Shape, example, feature_of, is_shape, undisturbed
 
 if TYPE_CHECKING:
     from .view import ModelView
@@ -74,12 +75,13 @@ class Tail:
                 token (and others), as they enter its first block, are put in
                 front. They do not depend on the images.
         """
-        with self._replaying(feature, own_prefix) as model:
-            return self._run(model, feature.new_zeros(()).expand(len(feature), *self._image))
+        with self._replaying(feature, own_prefix):
+            return self._run(feature.new_zeros(()).expand(len(feature), *self._image))
 
-    def _run(self, model: nn.Module, images: Tensor) -> Knowledge:
-        """Run a model, and watch its last stage and what enters its classifiers."""
-        view, last = self._view, []
+    def _run(self, images: Tensor) -> Knowledge:
+        """Run the model, and watch its last stage and what enters its classifiers."""
+        view, model = self._view, self._view.model
+        last: list[Tensor] = []
         inputs: list[Tensor] = []
 
         def enters(module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -88,12 +90,12 @@ class Tail:
         def ends(module: nn.Module, args: tuple, output: Any) -> None:
             last.append(feature_of(output))
 
-        with hooked() as handles:
+        with contextlib.ExitStack() as hooks:
             for path in view.classifiers:
                 module = model.get_submodule(path)
-                handles.append(module.register_forward_pre_hook(enters, with_kwargs=True))
+                hooks.enter_context(module.register_forward_pre_hook(enters, with_kwargs=True))
             end = model.get_submodule(view.stages[-1].module)
-            handles.append(end.register_forward_hook(ends))
+            hooks.enter_context(end.register_forward_hook(ends))
             logits = vector_of(model(images), view.headless)
         pooled = pooled_of(inputs, view.classifier_dims) if inputs else logits
         return Knowledge(pooled, logits, last[-1])
@@ -106,11 +108,8 @@ class Tail:
             siblings = call.parent.children
             # What does not grow with the batch is a table, such as a position
             # bias, that the tail may need too.
-            finished[:0] = [
-                c
-                for c in siblings[: siblings.index(call)]
-                if any(shape.batched for shape in parts_of(c.output, Shape))
-            ]
+            before = siblings[: siblings.index(call)]
+            finished[:0] = [c for c in before if any(s.batched for s in parts_of(c.output, Shape))]
             call = call.parent
         return finished
 
@@ -123,7 +122,7 @@ class Tail:
         return self._view.model.get_submodule(call.path)
 
     @contextlib.contextmanager
-    def _replaying(self, feature: Tensor, own_prefix: bool) -> Iterator[nn.Module]:
+    def _replaying(self, feature: Tensor, own_prefix: bool) -> Iterator[None]:
         """Make the model's next forward start at the end of the stage."""
         model = self._view.model
         queues: dict[nn.Module, deque[Call]] = {}
@@ -131,26 +130,21 @@ class Tail:
             queues.setdefault(self._module(call), deque()).append(call)
         prefix: list[Tensor] = []
 
-        def returned(call: Call, args: tuple) -> Any:
-            first = args[0] if args else None
+        def replayed(own: Callable, queue: deque[Call], *args: Any, **kwargs: Any) -> Any:
+            if not queue:
+                return own(*args, **kwargs)
+            call, first = queue.popleft(), args[0] if args else None
             if torch.is_tensor(first) and first.shape == (len(feature), *self.stage.shape):
                 prefix.append(first[:, : self.stage.prefix])
             if call is not self._end:
-                return apply_to(
-                    call.output, is_shape, lambda s: s.placeholder(len(feature), feature.device)
-                )
+                return apply_to(call.output, is_shape, lambda s: s.placeholder(feature))
             given = self.stage.from_tokens(feature, prefix[0]) if own_prefix else feature
             return apply_to(call.output, is_shape, lambda _: given)
 
-        def replay(module: nn.Module, queue: deque[Call]) -> Callable:
-            own = module.forward
-            return lambda *args, **kwargs: (
-                returned(queue.popleft(), args) if queue else own(*args, **kwargs)
-            )
-
         with contextlib.ExitStack() as stack:
             for module, queue in queues.items():
-                stack.enter_context(_changed(module, 'forward', replay(module, queue)))
+                forward = partial(replayed, module.forward, queue)
+                stack.enter_context(_changed(module, 'forward', forward))
             for call in self._passed:
                 stack.enter_context(_changed(self._module(call), 'training', False))
             for module in model.modules():
@@ -162,21 +156,18 @@ class Tail:
                 for name in ('grad_checkpointing', 'gradient_checkpointing', 'with_cp'):
                     if getattr(module, name, False):
                         stack.enter_context(_changed(module, name, False))
-            yield model
+            yield
 
     def _check(self) -> None:
         """Compare with the model's own forward."""
-        view, recorded = self._view, []
-        model = view.model
+        model, recorded = self._view.model, []
 
         def record(module: nn.Module, args: tuple, output: Any) -> None:
             recorded.append(feature_of(output).clone())  # it may be changed in place later
 
         with undisturbed(model):
-            with hooked() as handles:
-                end = model.get_submodule(self.stage.module)
-                handles.append(end.register_forward_hook(record))
-                own = self._run(model, example(model, self._image, 2))
+            model.get_submodule(self.stage.module).register_forward_hook(record)
+            own = self._run(example(model, self._image, 2))
             feature = recorded[-1]
             own, replayed = (torch.cat(known[:2], dim=1) for known in (own, self(feature)))
             if not torch.allclose(replayed, own, rtol=1e-3, atol=1e-3 * float(own.std())):
@@ -185,16 +176,13 @@ class Tail:
                     'output alone; choose other `stages`, or another `split`'
                 )
             if self.stage.prefix:
-                self._check_prefix(feature)
-
-    def _check_prefix(self, feature: Tensor) -> None:
-        try:
-            self(self.stage.to_tokens(feature), own_prefix=True)
-        except IndexError as error:
-            raise SetupError(
-                f"the prefix tokens of '{self.stage.module}' are not there before the first "
-                'block; choose other `stages`, or another `split`'
-            ) from error
+                try:
+                    self(self.stage.to_tokens(feature), own_prefix=True)
+                except IndexError as error:
+                    raise SetupError(
+                        f"the prefix tokens of '{self.stage.module}' are not there before the "
+                        'first block; choose other `stages`, or another `split`'
+                    ) from error
 
 
 @contextlib.contextmanager

@@ -4,8 +4,10 @@ import contextlib
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,20 +40,24 @@ class Shape:
         return any(factor for factor, _ in self.dims)
 
     @property
+    def sizes(self) -> tuple[int, ...]:
+        """The fixed sizes after the first dimension."""
+        return tuple(fixed for _, fixed in self.dims[1:])
+
+    @property
     def is_feature(self) -> bool:
         """Whether it is a map or a row of tokens, one for each image."""
-        return len(self.dims) in (3, 4) and self.dims[0] == (1, 0)
+        return self.dims[:1] == ((1, 0),) and len(self.dims) in (3, 4) and all(self.sizes)
 
-    def placeholder(self, batch: int, device: torch.device) -> Tensor:
-        """Return a tensor of zeros of this shape that occupies no memory."""
-        size = [factor * batch + fixed for factor, fixed in self.dims]
-        return torch.zeros((), dtype=self.dtype, device=device).expand(size)
+    def placeholder(self, feature: Tensor) -> Tensor:
+        """Return zeros for the batch of a feature, on its device, that occupy no memory."""
+        size = [factor * len(feature) + fixed for factor, fixed in self.dims]
+        return torch.zeros((), dtype=self.dtype, device=feature.device).expand(size)
 
 
 class _Past:
     def __deepcopy__(self, memo: dict) -> '_Past':
-        """Return itself: what happened does not change."""
-        return self
+        return self  # what happened does not change
 
 
 @dataclass(eq=False)
@@ -62,7 +68,7 @@ class Call(_Past):
         path: Of the module.
         parent: The call within which it happened; None for the model's own.
         children: The calls that happened directly within it, in order.
-        inputs: Its positional arguments, each tensor replaced by its :class:`Shape`.
+        inputs: Its arguments without and with names, each tensor replaced by its :class:`Shape`.
         output: Likewise.
         began, ended: How many operations had been recorded then.
         nodes: Of the tensors in its output; none if one of them is changed later.
@@ -119,7 +125,7 @@ class Trace(_Past):
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Run a model in eval mode, as it is written, without gradients; leave no trace of it."""
+    """Run a model in eval mode, as it is written, without gradients; leave no trace or hook."""
     states = [(module, dict(vars(module))) for module in model.modules()]
     kept = [
         (value, value.copy())
@@ -143,17 +149,6 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 (value.extend if isinstance(value, list) else value.update)(copied)
 
 
-@contextlib.contextmanager
-def hooked() -> Iterator[list]:
-    """Collect handles of hooks in a list; remove them all at the end."""
-    handles: list = []
-    try:
-        yield handles
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def example(model: nn.Module, image: tuple[int, int, int], batch: int) -> Tensor:
     """Return noise images ``(batch, C, H, W)`` for a model, the same every time."""
     parameter = next(model.parameters())
@@ -161,7 +156,7 @@ def example(model: nn.Module, image: tuple[int, int, int], batch: int) -> Tensor
     return images.to(parameter.device, parameter.dtype)
 
 
-def trace(model: nn.Module, input_size: tuple[int, int]) -> Trace:
+def trace(model: nn.Module, input_size: tuple[int, int], named: Collection[str] = ()) -> Trace:
     """Watch which modules a model calls, what they return, and what that is made from.
 
     Runs fake tensors through the model, which have no numbers: a batch of two and one of
@@ -170,28 +165,30 @@ def trace(model: nn.Module, input_size: tuple[int, int]) -> Trace:
     Args:
         model: ``model(images)`` returns logits, see :func:`vector_of`.
         input_size: ``(H, W)`` of the images.
+        named: Modules that end a stage because the user says so.
 
     Raises:
         SetupError: If the model fails on images of that size, or does not return logits.
     """
+    name = type(model).__name__
     if next(model.parameters(), None) is None:
-        raise SetupError(f'{type(model).__name__} has no parameters: it is no classifier')
+        raise SetupError(f'{name} has no parameters: it is no classifier')
     first = [m.in_channels for m in model.modules() if isinstance(m, _ConvNd)][:1]
     problems: dict[int, Exception] = {}
     for channels in dict.fromkeys((3, *first, 1)):
-        for fake in (True, False):
-            mode = _fake() if fake else contextlib.nullcontext()
+        for mode in (_fake, contextlib.nullcontext):
             try:
-                return _watch_two(model, (channels, *input_size), mode)
-            except SetupError:
-                raise
+                runs = [_watch(model, (channels, *input_size), n, mode()) for n in (3, 2)]
+                return _trace_of(*runs, channels, num_classes(model) == 0, named)
+            except SetupError as error:
+                raise SetupError(f'{name}: {error}') from error
             except Exception as error:
                 problems[channels] = error
     problem = problems[1 if first == [1] else 3]
     message = ' '.join(str(problem).split()) or type(problem).__name__
     size = 'x'.join(map(str, input_size))
     raise SetupError(
-        f'{type(model).__name__} fails on images of {size} pixels ({message}): set '
+        f'{name} fails on images of {size} pixels ({message}): set '
         'model.input_size (teacher: model.teacher_input.size) to a size that it takes'
     ) from problem
 
@@ -213,62 +210,20 @@ def _fake() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _watch_two(
-    model: nn.Module, image: tuple[int, int, int], mode: contextlib.AbstractContextManager
-) -> Trace:
-    runs = []
-    with undisturbed(model), mode:
-        for batch in (3, 2):
-            runs.append(_watch(model, example(model, image, batch)))
-    (others, other_logits, _), (calls, logits, flow) = runs
-    branches = [call.path for call in calls] != [call.path for call in others]
-    for call, other in zip(calls, calls if branches else others, strict=True):
-        call.inputs = _merge(call.inputs, other.inputs)
-        call.output = _merge(call.output, other.output)
-    end = flow.node_of(logits)
-    if end is None:
-        raise SetupError(f'{type(model).__name__}: what it returns does not depend on its images')
-    shape = _merge(_seen(logits), _seen(other_logits))
-    headless = num_classes(model) == 0
-    classifiers = [] if headless else _classifiers(calls, flow, end, shape)
-    if not branches:
-        _find_stages(calls, flow, end, image[-1], before=classifiers)
-    source = _logits_call(calls, flow, end)
-    return Trace(calls, image[0], shape, source, classifiers, flow.flops, branches)
-
-
-def _find_stages(
-    calls: list[Call], flow: Dataflow, end: Node, width: int, before: list[tuple[Call, int]]
-) -> None:
-    """Note what those calls emit that a stage can end with: the last ones of their modules."""
-    cuts = flow.cuts(end)
-    begins = min((call.began for call, _ in before), default=end.index + 1)
-    for call in {call.path: call for call in calls if call.path}.values():
-        if len(parts_of(call.output, Shape)) != 1:
-            continue
-        node = next((flow.nodes[index] for index in call.nodes if index in cuts), None)
-        call.is_cut = node is not None
-        if node is not None and len(node.shape) in (3, 4) and call.ended <= begins:
-            positions = flow.positions(node)
-            if positions is not None:
-                call.stage = Stage.at(call.path, positions[0], width)
-
-
-def _watch(model: nn.Module, images: Tensor) -> tuple[list[Call], Tensor, Dataflow]:
-    flow = Dataflow(images)
+def _watch(
+    model: nn.Module, image: tuple[int, int, int], batch: int, mode: AbstractContextManager
+) -> tuple[list[Call], Tensor, Dataflow]:
+    """Return the calls in the order in which they ended, the logits, and what made them."""
     stack: list[Call] = []
-    ended: list[tuple[Call, list[Tensor]]] = []
+    ended: dict[Call, list[Tensor]] = {}
 
-    def enter(path: str) -> Callable:
-        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            call = Call(path, parent=stack[-1] if stack else None, began=len(flow.nodes))
-            call.own_flops, call.own_products = -flow.flops, -flow.products
-            call.inputs = apply_to((args, kwargs), torch.is_tensor, _seen)
-            if call.parent:
-                call.parent.children.append(call)
-            stack.append(call)
-
-        return hook
+    def enter(path: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        call = Call(path, parent=stack[-1] if stack else None, began=len(flow.nodes))
+        call.own_flops, call.own_products = -flow.flops, -flow.products
+        call.inputs = apply_to((args, kwargs), torch.is_tensor, _seen)
+        if call.parent:
+            call.parent.children.append(call)
+        stack.append(call)
 
     def leave(module: nn.Module, args: tuple, output: Any) -> None:
         call = stack.pop()
@@ -276,24 +231,52 @@ def _watch(model: nn.Module, images: Tensor) -> tuple[list[Call], Tensor, Datafl
         call.ended, call.flops, call.products = len(flow.nodes), flow.flops, flow.products
         call.own_flops += flow.flops
         call.own_products += flow.products
-        ended.append((call, parts_of(output, Tensor)))
+        ended[call] = parts_of(output, Tensor)
 
-    with hooked() as handles:
+    with undisturbed(model), mode:
         for path, module in model.named_modules():
             if not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
-                hook = module.register_forward_pre_hook(enter(path), with_kwargs=True)
-                handles += [hook, module.register_forward_hook(leave)]
-        with flow:
-            output = model(images)
-            try:
-                logits = vector_of(output, headless=num_classes(model) == 0)
-            except SetupError as error:
-                raise SetupError(f'{type(model).__name__}: {error}') from error
-    for call, tensors in ended:
+                module.register_forward_pre_hook(partial(enter, path), with_kwargs=True)
+                module.register_forward_hook(leave)
+        images = example(model, image, batch)
+        with (flow := Dataflow(images)):
+            logits = vector_of(model(images), headless=num_classes(model) == 0)
+    for call, tensors in ended.items():
         nodes = [(t, node) for t in tensors if (node := flow.node_of(t)) is not None]
         if all(node.index < call.ended and flow.is_final(t, node) for t, node in nodes):
             call.nodes = tuple(node.index for _, node in nodes)
-    return [call for call, _ in ended], logits, flow
+    return [*ended], logits, flow
+
+
+def _trace_of(three: tuple, two: tuple, channels: int, headless: bool, named: Collection) -> Trace:
+    """Put together what was seen with three images and with two."""
+    (others, other_logits, _), (calls, logits, flow) = three, two
+    branches = [call.path for call in calls] != [call.path for call in others]
+    for call, other in zip(calls, calls if branches else others, strict=True):
+        call.inputs = _merge(call.inputs, other.inputs)
+        call.output = _merge(call.output, other.output)
+    end = flow.node_of(logits)
+    if end is None:
+        raise SetupError('what it returns does not depend on its images')
+    shape = _merge(_seen(logits), _seen(other_logits))
+    classifiers = [] if headless else _classifiers(calls, flow, end, shape.sizes[-1])
+    cuts = set() if branches else flow.cuts(end)
+    begins = min((call.began for call, _ in classifiers), default=end.index + 1)
+    for call in {call.path: call for call in calls if call.path}.values():  # the last of each
+        if len(parts_of(call.output, Shape)) == 1:
+            call.is_cut = not cuts.isdisjoint(call.nodes)
+            if (call.is_cut and call.ended <= begins) or call.path in named:
+                call.stage = _stage_of(call, flow)
+    source = _logits_call(calls, flow, end)
+    return Trace(calls, channels, shape, source, classifiers, flow.flops, branches)
+
+
+def _stage_of(call: Call, flow: Dataflow) -> Stage | None:
+    """Return what a call emits, None if its positions are not known."""
+    nodes = [flow.nodes[index] for index in call.nodes]
+    positions = flow.positions(nodes[0]) if nodes and len(nodes[0].shape) in (3, 4) else None
+    width = flow.nodes[0].shape[-1]
+    return None if positions is None else Stage.at(call.path, positions[0], width)
 
 
 def _logits_call(calls: list[Call], flow: Dataflow, end: Node) -> Call:
@@ -308,29 +291,20 @@ def _logits_call(calls: list[Call], flow: Dataflow, end: Node) -> Call:
     return next((call for call in calls if call.nodes in nodes), calls[-1])
 
 
-def _classifiers(
-    calls: list[Call], flow: Dataflow, end: Node, logits: Shape
-) -> list[tuple[Call, int]]:
+def _classifiers(calls: list, flow: Dataflow, end: Node, width: int) -> list[tuple[Call, int]]:
     """Return the calls in which the last products on the way to the logits are."""
     found: dict[Call, int] = {}
-    waiting, seen = [end], set()
-    while waiting:
-        node = waiting.pop()
-        if node.index in seen:
-            continue
-        seen.add(node.index)
-        if not node.weighty:
-            waiting += [flow.nodes[index] for index in node.reads]
-        elif logits.dims[-1][1] in node.shape[1:]:
+    reached = {end.index}
+    for node in reversed(flow.nodes):
+        if node.index in reached and not node.weighty:
+            reached.update(node.reads)
+        elif node.index in reached and width in node.shape[1:]:
             call = next(call for call in calls if call.began <= node.index < call.ended)
             if call.path and call.enters is not None and call.enters.dims[0] == (1, 0):
                 found[call] = 1 if 'conv' in str(node.func) else len(call.enters.dims) - 1
-    vectors = {
-        call: dim
-        for call, dim in found.items()
-        if math.prod(fixed for _, fixed in call.enters.dims[1:]) == call.enters.dims[dim][1]
-    }
-    return sorted((vectors or found).items(), key=lambda entry: entry[0].began)
+    entries = sorted(found.items(), key=lambda entry: entry[0].began)
+    vectors = [(c, d) for c, d in entries if math.prod(c.enters.sizes) == c.enters.dims[d][1]]
+    return vectors or entries
 
 
 def _seen(tensor: Tensor) -> Shape:
@@ -343,8 +317,8 @@ def _merge(two: Any, three: Any) -> Any:
 
     def merged(seen: Shape) -> Shape:
         if two is three:  # what is seen with two images alone: the batch is the first dimension
-            batch = ((1, 0),) if seen.dims[:1] == ((0, 2),) else seen.dims[:1]
-            return Shape((*batch, *seen.dims[1:]), seen.dtype)
+            per_image = seen.dims[:1] == ((0, 2),)
+            return replace(seen, dims=((1, 0), *seen.dims[1:])) if per_image else seen
         # 2 * factor + fixed = a, 3 * factor + fixed = b
         sizes = zip(seen.dims, next(pairs).dims, strict=True)
         return Shape(tuple((b - a, 3 * a - 2 * b) for (_, a), (_, b) in sizes), seen.dtype)
@@ -370,21 +344,3 @@ def feature_of(output: Any) -> Any:
             f'{len(found)} tensors; name another in `stages`'
         )
     return found[0]
-
-
-def pooled_of(inputs: list[Tensor], dims: list[int]) -> Tensor:
-    """Return the pooled feature ``(N, D)``, by what enters the classifiers.
-
-    Args:
-        inputs: Vectors, or maps and tokens, whose mean over the positions is taken. Of
-            several vectors, the mean, or, where their widths differ, all, one after another.
-        dims: The dimension of the channels of each.
-    """
-    vectors = [
-        x if x.ndim == 2 else x.movedim(dim, 1).flatten(2).mean(2)
-        for x, dim in zip(inputs, dims, strict=True)
-    ]
-    if len(vectors) == 1:
-        return vectors[0]
-    same = len({vector.shape for vector in vectors}) == 1
-    return torch.stack(vectors).mean(0) if same else torch.cat(vectors, dim=1)

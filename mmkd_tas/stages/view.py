@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from functools import cached_property
 
 from torch import nn
@@ -10,7 +10,7 @@ from torch import nn
 from ..errors import SetupError
 from ..outputs import num_classes
 from .choice import choose
-from .stage import LAYOUTS, Stage
+from .stage import Stage
 from .tail import Tail
 from .trace import Call, Trace, feature_of, is_shape, trace
 
@@ -55,12 +55,12 @@ class ModelView:
         self.model = model
         size = input_size or built_for(model) or 224
         self.input_size = (size, size) if isinstance(size, int) else tuple(size)
-        self._given = stages
+        self._given = [{'module': e} if isinstance(e, str) else {**e} for e in stages or ()]
 
     @cached_property
     def trace(self) -> Trace:
         """What was seen of a forward."""
-        return trace(self.model, self.input_size)
+        return trace(self.model, self.input_size, [entry.get('module') for entry in self._given])
 
     @cached_property
     def calls(self) -> dict[str, list[Call]]:
@@ -100,16 +100,17 @@ class ModelView:
         Raises:
             SetupError: If they are not found and not given, or what is given does not fit.
         """
-        if self._given is not None:
+        if self._given:
             return tuple(self._given_stage(entry) for entry in self._given)
         try:
             return choose(self.trace, self.model)
         except SetupError as error:
+            last_of_each = {shape: path for path, shape in self.features()}
             raise SetupError(
                 f'the stages of {self._name} are not found: {error}; take a method on logits or '
                 'pooled features (kd, dist, rsd), or name the stages: '
-                f'stages={self._suggestion()} (in model: student_stages or teacher_stages; '
-                'tools/print_stages.py --all lists what can be named)'
+                f'stages={[*last_of_each.values()][-4:]} (in model: student_stages or '
+                'teacher_stages; tools/print_stages.py --all lists what can be named)'
             ) from error
 
     def source(self, name: str) -> Stage | None:
@@ -165,7 +166,7 @@ class ModelView:
     def features(self) -> list[tuple[str, tuple[int, ...]]]:
         """Return the modules that could end a stage, with the shape of their output."""
         return [
-            (call.path, tuple(fixed for _, fixed in call.output.dims[1:]))
+            (call.path, call.output.sizes)
             for call in self.trace.calls
             if call.path and is_shape(call.output) and call.output.is_feature
         ]
@@ -181,25 +182,7 @@ class ModelView:
         inner = (getattr(self.model, name, None) for name in ('backbone', 'model'))
         return type(next((m for m in inner if isinstance(m, nn.Module)), self.model)).__name__
 
-    def _called(self, path: str) -> list[str]:
-        """Return the path of a module, or those of its children where it is never called."""
-        if path in self.calls:
-            return [path]
-        children = self.model.get_submodule(path).named_children()
-        return [called for name, _ in children for called in self._called(f'{path}.{name}')]
-
-    def _sizes(self, path: str) -> tuple[int, ...]:
-        """Return the shape of what a module returns for one image."""
-        dims = feature_of(self.calls[path][-1].output).dims
-        if dims[0] != (1, 0) or any(factor for factor, _ in dims[1:]):
-            raise SetupError(
-                f"stages: the first dimension of what '{path}' returns is not the batch; name "
-                'another module'
-            )
-        return tuple(fixed for _, fixed in dims[1:])
-
-    def _given_stage(self, entry: str | dict) -> Stage:
-        entry = {'module': entry} if isinstance(entry, str) else dict(entry)
+    def _given_stage(self, entry: dict) -> Stage:
         path = entry.get('module', '')
         names = [name for name, _ in self.model.named_modules() if name]
         if path not in names:
@@ -208,29 +191,22 @@ class ModelView:
                 f"stages: {self._name} has no module '{path}'; did you mean {' or '.join(close)}?"
             )
         if path not in self.calls:
-            children = ' or '.join(self._called(path)[-2:]) or 'another module'
-            raise SetupError(f"stages: '{path}' is never called itself; name {children} instead")
-        sizes = self._sizes(path)
-        found = self.calls[path][-1].stage
-        if found is not None and not entry.keys() & {'layout', 'prefix', 'grid'}:
-            entry = {**asdict(found), **entry}
-        entry.setdefault('layout', 'NCHW' if len(sizes) == 3 else 'NLC')
+            inside = [called for called in self.calls if called.startswith(f'{path}.')]
+            outer = [called for called in inside if called.rpartition('.')[0] not in self.calls]
+            others = ' or '.join(outer[-2:]) or 'another module'
+            raise SetupError(f"stages: '{path}' is never called itself; name {others} instead")
+        call = self.calls[path][-1]
+        output = feature_of(call.output)
+        if not output.is_feature:
+            raise SetupError(
+                f"stages: '{path}' is declared as a stage, but it returns neither maps nor tokens "
+                'with the batch as the first dimension; name another module'
+            )
         if unknown := entry.keys() - {field.name for field in fields(Stage)}:
             raise SetupError(f"stages: '{path}' has the unknown keys {sorted(unknown)}")
-        if entry['layout'] not in LAYOUTS:
-            raise SetupError(f"stages: '{path}' has layout={entry['layout']!r}, none of {LAYOUTS}")
-        entry['grid'] = tuple(entry.get('grid', (0, 0)))
-        if len(entry['grid']) != 2:
-            raise SetupError(f"stages: '{path}' has grid={entry['grid']}, which is not (H, W)")
-        return Stage(**entry).measured(sizes, self.input_size)
-
-    def _suggestion(self) -> list[str | dict]:
-        """Return modules that return a map or tokens, the last of each of the last four sizes."""
-        last = {}
-        for call in self.trace.calls:
-            if call.path and is_shape(call.output) and call.output.is_feature:
-                last[call.output.dims] = call.path
-        return [*last.values()][-4:]
+        if 'grid' in entry:
+            entry['grid'] = tuple(entry['grid'])
+        return Stage.declared(entry, output.sizes, call.stage)
 
 
 def built_for(model: nn.Module) -> int | tuple[int, int] | None:

@@ -87,12 +87,44 @@ def test_where_there_are_no_such_points_the_error_says_what_to_do():
         ([dict(module='late.0', prefix=0)], 'prefix=0'),
         ([dict(module='late.0', prefix=3)], 'prefix=3'),
         ([dict(module='late.0', prefix=1, grid=(2, 8, 1))], 'grid='),
+        ([dict(module='early', prefix=1)], 'prefix=1'),
         (['classify'], 'declared as'),
     ],
 )
 def test_wrong_entries(stages, saying):
     with pytest.raises(SetupError, match=saying):
         _ = describe(OwnClassifier(), 16, stages).stages
+
+
+@pytest.mark.parametrize(
+    ('entry', 'stage'),
+    [
+        ('early.0', Stage('early.0', 'NCHW', 0, 8, (4, 4))),
+        (dict(module='late.0', prefix=2, grid=(3, 5)), Stage('late.0', 'NLC', 2, 8, (3, 5))),
+    ],
+)
+def test_what_is_declared_wins_and_the_rest_is_found(entry, stage):
+    assert describe(OwnClassifier(), 16, [entry]).stages == (stage,)
+
+
+class Unordered(OwnClassifier):
+    """Mixes the positions of the early feature, so that none is known after it."""
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        feature = self.early(inputs)
+        mixed = self.middle(torch.fft.fft2(feature).real)
+        tokens = torch.cat([mixed, mixed], 3).flatten(2).transpose(1, 2)
+        return self.classify(self.late[0](torch.fft.fft(tokens, dim=1).real).mean(1))
+
+
+def test_where_no_positions_are_known_a_map_is_one_and_tokens_need_a_grid():
+    stages = ['middle', dict(module='late.0', grid=(4, 8))]
+    assert describe(Unordered(), 16, stages).stages == (
+        Stage('middle', 'NCHW', 0, 8, (4, 4)),
+        Stage('late.0', 'NLC', 0, 8, (4, 8)),
+    )
+    with pytest.raises(SetupError, match=r"'late.0' is declared as layout='NLC'.*say.*grid=\(H, W"):
+        _ = describe(Unordered(), 16, ['late.0']).stages
 
 
 def test_stage_numbers():
@@ -322,7 +354,6 @@ def test_layouts(layout, prefix):
     torch.testing.assert_close(stage.to_map(feature), image)
     torch.testing.assert_close(stage.to_tokens(feature), tokens)
     torch.testing.assert_close(stage.prefix_tokens(feature), class_tokens)
-    assert Stage('x', layout, prefix).measured(stage.shape, (20, 40)) == stage
 
 
 class EarlyExit(OwnClassifier):
