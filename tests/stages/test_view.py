@@ -100,7 +100,7 @@ def test_wrong_entries(stages, saying):
     ('entry', 'stage'),
     [
         ('early.0', Stage('early.0', 'NCHW', 0, 8, (4, 4))),
-        ('late.0.norm1', Stage('late.0.norm1', 'NLC', 1, 8, (4, 4))),
+        ('late.0.linear2', Stage('late.0.linear2', 'NLC', 1, 8, (4, 4))),
         (dict(module='late.0', prefix=2, grid=(3, 5)), Stage('late.0', 'NLC', 2, 8, (3, 5))),
     ],
 )
