@@ -418,3 +418,26 @@ assert os.waitpid(child, 0)[1] == 0
     subprocess.run(
         [sys.executable, '-c', code], check=True, env={**os.environ, 'PYTHONPATH': PATHS}
     )
+
+
+class Recurrent(OwnClassifier):
+    """Calls a module that has children again and again, with the same shapes."""
+
+    def __init__(self):
+        super().__init__()
+        self.again = nn.Sequential(nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU()), nn.Tanh())
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        feature = self.early(inputs)
+        for _ in range(6):
+            feature = feature + self.again(feature)
+        return self.classify(self.middle(feature).mean((2, 3)))
+
+
+def test_a_module_that_is_called_repeatedly():
+    model = Recurrent().eval()
+    view = describe(model, 16, ['early', 'middle', 'middle', 'middle'])
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(view.tail(1)(model.early(images)).logits, model(images))
+    assert len(view.calls['again']) == 6
