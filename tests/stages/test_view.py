@@ -430,14 +430,18 @@ class Recurrent(OwnClassifier):
     def forward(self, inputs, data_samples=None, mode='tensor'):
         feature = self.early(inputs)
         for _ in range(6):
-            feature = feature + self.again(feature)
+            feature = self.again(feature)
         return self.classify(self.middle(feature).mean((2, 3)))
 
 
 def test_a_module_that_is_called_repeatedly():
     model = Recurrent().eval()
-    view = describe(model, 16, ['early', 'middle', 'middle', 'middle'])
+    view = describe(model, 16, ['early', 'again', 'middle', 'middle'])
+    assert len(view.calls['again']) == 6
     images = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
-        torch.testing.assert_close(view.tail(1)(model.early(images)).logits, model(images))
-    assert len(view.calls['again']) == 6
+        feature = model.early(images)
+        torch.testing.assert_close(view.tail(1)(feature).logits, model(images))
+        for _ in range(6):
+            feature = model.again(feature)
+        torch.testing.assert_close(view.tail(2)(feature).logits, model(images))
