@@ -116,7 +116,7 @@ def load_weights(model: nn.Module, path: str | Path, what: str, classes: int | N
     except RuntimeError:
         weights, notes = adapted(model, weights)
         if classes:
-            weights, new = _with_new_head(expected, weights, classes)
+            weights, new = with_new_head(expected, weights, classes)
             notes += new
         try:
             model.load_state_dict(weights, strict=True)
@@ -127,8 +127,17 @@ def load_weights(model: nn.Module, path: str | Path, what: str, classes: int | N
     return checkpoint
 
 
-def _with_new_head(expected: dict, weights: dict, classes: int) -> tuple[dict, list[str]]:
-    """Return weights with the model's own head, if theirs is for another number of classes."""
+def with_new_head(expected: dict, weights: dict, classes: int) -> tuple[dict, list[str]]:
+    """Give weights the model's own head, if theirs is for another number of classes.
+
+    Args:
+        expected: State dict of the model.
+        weights: Of a checkpoint, under the same names.
+        classes: Of the model.
+
+    Returns:
+        The weights, and what there is to say about it.
+    """
     head = {
         key: value
         for key, value in expected.items()

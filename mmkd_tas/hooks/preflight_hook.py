@@ -8,7 +8,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner, ValLoop, autocast, find_
 from mmrazor.engine.hooks import StopDistillHook
 from torch.utils.data import BatchSampler, DataLoader
 
-from ..checkpoint import check_fit, fingerprint, overridden
+from ..checkpoint import check_fit, fingerprint, overridden, with_new_head
 from ..errors import SetupError
 from ..models.distillers import StageDistiller
 from ..models.utils import classes_of, unwrapped
@@ -26,7 +26,8 @@ class PreflightHook(Hook):
 
     Before training starts:
 
-    - A checkpoint to resume from must be of the same model, key by key, and of a
+    - A checkpoint to begin with (``load_from``) must fit, key by key.
+    - So must one to resume from, which must also be of a
       run with the same teacher: :func:`mmkd_tas.checkpoint.fingerprint` of its
       weights is stored in the checkpoints. Settings of the config that give way to
       the checkpoint's (learning rate, schedule, seed) are told.
@@ -52,20 +53,25 @@ class PreflightHook(Hook):
     Args:
         teacher_floor: Lowest top-1 accuracy of the teacher in percent that
             raises no warning.
+        new_head: Of a checkpoint to begin with, the head may be for another number of
+            classes: then it starts anew.
 
     Raises:
         SetupError: Before training, if the numbers of classes or of batches differ, there
             is no batch at all, the images are not such as the models take, the teacher is no
             better than chance, BatchNorm meets a single image, something counts epochs where
-            there are none, or the checkpoint to resume from does not fit or had another
-            teacher.
+            there are none, or a checkpoint does not fit or, to resume from, had
+            another teacher.
     """
 
-    def __init__(self, teacher_floor: float | None = None) -> None:
+    def __init__(self, teacher_floor: float | None = None, new_head: bool = False) -> None:
         self.teacher_floor = teacher_floor
+        self.new_head = new_head
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Refuse to resume from the checkpoint of another model; tell what else it decides."""
+        """Refuse the checkpoint of another model; when resuming, tell what else it decides."""
+        if not runner._resume:
+            self._check_weights(runner, checkpoint)
         if runner._resume:
             model = unwrapped(runner.model)
             path = runner._load_from or find_latest_checkpoint(runner.work_dir)
@@ -76,6 +82,40 @@ class PreflightHook(Hook):
                     f'from the config: {"; ".join(settings)}. To train with those of the config, '
                     'start a new run from its weights, with load_from=... in place of resuming'
                 )
+
+    def _check_weights(self, runner: Runner, checkpoint: dict) -> None:
+        """Load the weights strictly, which mmengine will do once more and not strictly."""
+        model, path = unwrapped(runner.model), runner._load_from
+        weights = {
+            key.removeprefix('module.'): value
+            for key, value in checkpoint.get('state_dict', checkpoint).items()
+        }
+        expected = model.state_dict()
+        if self.new_head:
+            classes = classes_of(getattr(model, 'architecture', model))
+            weights, notes = with_new_head(expected, weights, classes)
+            if notes:
+                runner.logger.warning(f"load_from: '{path}': {notes[0]}")
+        try:
+            model.load_state_dict(weights, strict=True)
+        except RuntimeError:
+            try:
+                check_fit(expected, weights, path, 'load_from')
+            except SetupError as error:
+                raise SetupError(f'{error}{self._instead(model, weights)}') from None
+            raise
+
+    def _instead(self, model, weights: dict) -> str:
+        """Return what may have been meant by a checkpoint that does not fit."""
+        student = getattr(model, 'student', None)
+        if student is not None and weights.keys() == student.state_dict().keys():
+            return ". It is the student's: give it as model.student_ckpt"
+        if student is None and not self.new_head:
+            return (
+                '. If all but the head is to be taken from it, set '
+                'default_hooks.preflight.new_head=True'
+            )
+        return ''
 
     def before_train(self, runner: Runner) -> None:
         """Check the data, then the teacher."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import mmpretrain
 import pytest
+import torch
 from helpers import REPO, TINY, call, ends_with
 from mmengine.config import Config
 from mmengine.hooks import EMAHook, Hook
@@ -163,6 +164,10 @@ def test_a_training_without_distillation_has_them_with_our_tools(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     mixed(tmp_path, [EMA])
     assert 'loss is nan in epoch 1, step 2' in ends_with(TRAIN, 'mine.py')
+    torch.save({'state_dict': {'fc.weight': torch.ones(1)}}, 'other.pth')
+    told = ends_with(TRAIN, 'mine.py', '--cfg-options', 'load_from=other.pth')
+    assert "load_from: 'other.pth' is of another architecture" in told
+    assert '1 unexpected: fc.weight' in told
     off = ['default_hooks.finite_loss=None', 'model.head.num_classes=10']
     call(TRAIN, 'mine.py', '--cfg-options', *off)
     assert (tmp_path / 'run/epoch_1.pth').is_file()

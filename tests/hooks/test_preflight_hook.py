@@ -3,7 +3,7 @@ import logging
 import pytest
 import timm
 import torch
-from helpers import REPO, TINY, captured_log
+from helpers import REPO, TINY, captured_log, same
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -167,6 +167,90 @@ def test_class_counts_are_checked_without_a_teacher(tmp_path):
     run = runner(tmp_path, model=dict(_delete_=True, **student))
     with pytest.raises(SetupError, match='has 10 classes and the head of the model 7'):
         run.train()
+
+
+def alone(tmp_path, **changes):
+    """A run of the student without a teacher."""
+    student = Config.fromfile(TINY).model.architecture
+    return runner(tmp_path, model=dict(_delete_=True, **student), **changes)
+
+
+@pytest.fixture(scope='module')
+def started(tmp_path_factory):
+    """Checkpoints of a distillation and of a training of its student alone."""
+    folder = tmp_path_factory.mktemp('started')
+    # the student's dropout and mixup leave it with other weights than it began with
+    runner(folder / 'distilled').train()
+    alone(folder / 'alone').train()
+    return {name: folder / name / 'epoch_1.pth' for name in ('distilled', 'alone')}
+
+
+@pytest.mark.parametrize(
+    ('kind', 'file', 'changes', 'saying'),
+    [
+        (
+            'distilled',
+            'alone',
+            {},
+            r"missing: archi.* unexpected: backbone.*student's: give it as model.student_ckpt",
+        ),
+        ('alone', 'distilled', {}, 'missing: backbone.* unexpected: architecture.backbone'),
+        (
+            'distilled',
+            'distilled',
+            {'model.architecture.backbone.arch.num_layers': 5},
+            'missing: architecture.backbone.layers.4',
+        ),
+        ('alone', 'alone', {'model.backbone.arch.num_layers': 5}, 'missing: backbone.layers.4'),
+        ('alone', 'alone', {'model.backbone.arch.num_layers': 3}, 'unexpected: backbone.layers.3'),
+        (
+            'alone',
+            'alone',
+            {'model.head.num_classes': 7},
+            'for 10 .*preflight.new_head=True',
+        ),
+        ('alone', 'bare', {}, 'missing: backbone.* unexpected: '),
+    ],
+)
+def test_load_from_must_fit_wholly(tmp_path, started, kind, file, changes, saying):
+    checkpoint = started.get(file, tmp_path / 'bare.pth')
+    torch.save({'optimizer': {}, 'weight': torch.ones(3)}, tmp_path / 'bare.pth')
+    make = runner if kind == 'distilled' else alone
+    run = make(tmp_path, load_from=str(checkpoint), **changes)
+    with pytest.raises(SetupError, match=f'^load_from: .*{saying}'):
+        run.train()
+    assert not list(tmp_path.glob('epoch*'))
+
+
+@pytest.mark.parametrize('kind', ['distilled', 'alone'])
+@pytest.mark.parametrize('prefix', ['', 'module.'])
+def test_load_from_that_fits_is_loaded(tmp_path, started, kind, prefix):
+    weights = read_checkpoint(started[kind])['state_dict']
+    torch.save({prefix + key: value for key, value in weights.items()}, tmp_path / 'bare.pth')
+    make = runner if kind == 'distilled' else alone
+    run = make(tmp_path, load_from=str(tmp_path / 'bare.pth'))
+    run.load_or_resume()
+    assert same(dict(run.model.state_dict()), dict(weights))
+
+
+def test_a_new_head_for_the_rest_of_a_checkpoint(tmp_path, started):
+    weights = dict(read_checkpoint(started['alone'])['state_dict'])
+    for key in ('head.fc.weight', 'head.fc.bias'):
+        weights[key] = weights[key][:7]
+    torch.save(weights, tmp_path / 'other.pth')
+    new_head = {'default_hooks.preflight': dict(type='mmkd_tas.PreflightHook', new_head=True)}
+    run = alone(tmp_path, load_from=str(tmp_path / 'other.pth'), **new_head)
+    before = {key: value.clone() for key, value in run.model.state_dict().items()}
+    with captured_log() as messages:
+        run.load_or_resume()
+    for key, value in run.model.state_dict().items():
+        expected = before if key.startswith('head.') else weights
+        assert torch.equal(value, expected[key]), key
+    assert sum('the head for 10 (head.fc.weight, head.fc.bias) starts' in m for m in messages) == 1
+    del weights['backbone.cls_token']
+    torch.save(weights, tmp_path / 'other.pth')
+    with pytest.raises(SetupError, match='missing: backbone.cls_token$'):
+        alone(tmp_path, load_from=str(tmp_path / 'other.pth'), **new_head).load_or_resume()
 
 
 def test_resuming_another_model_is_refused(tmp_path):

@@ -1,1 +1,2 @@
 _base_ = ['../default_runtime.py', '../datasets/cub200.py', '../schedules/finetune_20e.py']
+default_hooks = dict(preflight=dict(new_head=True))
