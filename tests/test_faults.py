@@ -116,7 +116,9 @@ def test_killed_at_random_and_resumed(tmp_path, tiny_teacher, kills):
     process.join()
     assert process.exitcode == 0
     assert same(*(saved(folder / f'run/epoch_{epochs}.pth') for folder in (whole, killed)))
-    assert not list(killed.glob('run/.*'))
+    left = [file.name for file in killed.glob('run/.*')]  # of the kills alone, and for a day
+    assert len(left) <= partial
+    assert all(name.endswith('.part') for name in left)
     print(f'after {count} kills, {partial} of them while writing: equal to the uninterrupted run')
 
 
