@@ -3,6 +3,9 @@
 import difflib
 from collections.abc import Collection
 
+# What the log and the tools point to where a distillation brings nothing.
+NO_GAIN = 'docs/no-gain.md'
+
 
 class SetupError(ValueError):
     """A config, checkpoint or data set that cannot work.

@@ -35,7 +35,7 @@ from mmkd_tas import cli, configs
 from mmkd_tas.analysis import FeatureReader, MinibatchCKA, coarse, percent_by_class, principal_map
 from mmkd_tas.checkpoint import load_weights
 from mmkd_tas.compat import write_whole
-from mmkd_tas.errors import SetupError
+from mmkd_tas.errors import NO_GAIN, SetupError
 from mmkd_tas.models import CrossArchDistill
 from mmkd_tas.models.algorithms.cross_arch_distill import load_student
 from mmkd_tas.models.losses.functional import class_indices
@@ -65,6 +65,7 @@ th:first-child, td:first-child { text-align: left }
 <p>Checkpoint <code>$checkpoint</code> of <code>$config</code>; $images validation images.
 <i>Student before</i> is $before; <i>student after</i> is that of the checkpoint.</p>
 $summary
+$verdict
 <h2>Similarity of features</h2>
 <p>Linear centred kernel alignment (CKA) between the stages of two models, estimated from
 $cka_images of the images in mini-batches of $batch_size, maps averaged to at most 8 x 8 positions:
@@ -366,10 +367,24 @@ def save(figure: Figure, out: Path, title: str) -> str:
     return f'<img alt="{html.escape(title)}" src="data:image/png;base64,{data}">'
 
 
+def verdict(measured: Measured, before: str | None) -> str:
+    """Return what went wrong, by the accuracies, in a sentence; ``''`` where nothing did."""
+    top1 = {name: 100 * measured.hits(name).double().mean().item() for name in measured.predictions}
+    after, found = top1['student after'], []
+    if before and after <= top1['student before']:
+        found.append(f'no better than the student of {before} ({top1["student before"]:.1f} %)')
+    if after > top1['teacher']:
+        found.append(f'better than its teacher ({top1["teacher"]:.1f} %), which may hold it back')
+    if not found:
+        return ''
+    return f'The student ({after:.1f} %) is {" and ".join(found)}. What to try: {NO_GAIN}'
+
+
 def write_report(
     args: argparse.Namespace, measured: Measured, reader: FeatureReader, loader: DataLoader
 ) -> None:
     """Draw everything, and write it."""
+    said = verdict(measured, args.before)
     names = list(measured.predictions)
     summary = [
         (name, 100 * measured.hits(name).double().mean(), 100 * same.double().mean())
@@ -397,12 +412,15 @@ def write_report(
         index=args.image_index,
         note=ASSISTANT_NOTE if reader.assistant is not None else '',
         summary=table(['', 'top-1, %', 'agreement with the teacher, %'], summary),
+        verdict=f'<p><b>{html.escape(said)}</b></p>' if said else '',
         cka=save(draw_cka(measured), args.out / 'cka.png', 'CKA'),
         features=save(features, args.out / 'features.png', 'features'),
         agreement=save(draw_agreement(measured), args.out / 'agreement.png', 'agreement'),
         classes=table(columns, classes),
     )
     write_whole(report.encode(), args.out / 'report.html')
+    if said:
+        print(said)
 
 
 def main() -> None:

@@ -9,43 +9,65 @@ from rich.table import Table
 
 from mmkd_tas import cli
 from mmkd_tas.compat import write_whole
-from mmkd_tas.runs import Run
+from mmkd_tas.errors import NO_GAIN
+from mmkd_tas.runs import Group, Run, compared, grouped
 
 
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
         description='Print a table of trainings, and plot their accuracy on the validation '
-        'data and their training loss.'
+        'data and their training loss. Runs that differ only in their seed make one row: mean and '
+        'standard deviation. Gain is the difference to the student alone, if it is among them.'
     )
     parser.add_argument('runs', nargs='+', metavar='[NAME=]WORK_DIR')
     parser.add_argument('--out', help='write the plot to this .png, .svg or .pdf file')
     return parser.parse_args()
 
 
-def print_table(runs: list[Run]) -> None:
-    """Print a row per run."""
-    table = Table('run', 'top-1 %', 'seconds', 'parameters')
+def print_table(groups: list[Group], gains: list[float | None]) -> None:
+    """Print a row per group."""
+    table = Table('run', 'seeds', 'top-1 %', 'gain', 'teacher %', 'seconds', 'parameters')
     for column in table.columns[1:]:
-        column.justify = 'right'
-    for run in runs:
-        top1 = '-' if run.top1 is None else f'{run.top1:.2f}'
-        table.add_row(run.label, top1, f'{run.seconds:.0f}', f'{run.parameters:,}')
+        column.justify, column.no_wrap = 'right', True
+    for group, gain in zip(groups, gains, strict=True):
+        seconds = sum(run.seconds for run in group.runs) / len(group.runs)
+        table.add_row(
+            group.label,
+            str(len(group.runs)),
+            shown(group),
+            '-' if gain is None else f'{gain:+.2f}',
+            '-' if group.teacher is None else f'{group.teacher:.2f}',
+            f'{seconds:.0f}',
+            f'{group.runs[0].parameters:,}',
+        )
     Console().print(table)
 
 
-def plot(runs: list[Run], out: str) -> None:
+def shown(group: Group, digits: int = 2) -> str:
+    """Return mean and deviation of the top-1 as text."""
+    if group.mean is None:
+        return '-'
+    spread = '' if group.deviation is None else f' ± {group.deviation:.{digits}f}'
+    return f'{group.mean:.{digits}f}{spread}'
+
+
+def plot(groups: list[Group], out: str) -> None:
     """Plot top-1 accuracy and training loss over the share of the training that is done."""
     mpl.use('Agg')
     from matplotlib import pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2), layout='constrained')
-    for run in runs:
-        top1 = {e: m['accuracy/top1'] for e, m in sorted(run.val.items()) if 'accuracy/top1' in m}
-        label = f'{run.label} ({run.top1:.1f})' if top1 else run.label
-        for axes, values in ((left, top1), (right, run.losses)):
-            done = [100 * step / max(values) for step in values]
-            axes.plot(done, list(values.values()), marker='.', label=label)
+    for number, group in enumerate(groups):
+        label = f'{group.label} ({shown(group, 1)})' if group.top1 else group.label
+        for run in group.runs:  # in one colour, and once in the legend
+            top1 = {
+                e: m['accuracy/top1'] for e, m in sorted(run.val.items()) if 'accuracy/top1' in m
+            }
+            for axes, values in ((left, top1), (right, run.losses)):
+                done = [100 * step / max(values) for step in values]
+                axes.plot(done, list(values.values()), f'C{number % 10}', marker='.', label=label)
+            label = None
     left.set(ylabel='top-1 accuracy, validation (%)')
     right.set(ylabel='training loss, without the terms of distillation', yscale='log')
     for axes in (left, right):
@@ -64,9 +86,15 @@ def main() -> None:
     for argument in args.runs:
         name, _, folder = argument.rpartition('=')
         runs.append(Run.read(folder, name or None))
-    print_table(runs)
+    groups = grouped(runs)
+    gains, notes, wrong = compared(groups)
+    print_table(groups, gains)
+    for note in notes + wrong:
+        print(f'- {note}')
+    if wrong:
+        print(f'What to try: {NO_GAIN}')
     if args.out:
-        plot(runs, args.out)
+        plot(groups, args.out)
         print(f'curves: {args.out}')
 
 

@@ -9,7 +9,7 @@ from mmrazor.engine.hooks import StopDistillHook
 from torch.utils.data import BatchSampler, DataLoader
 
 from ..checkpoint import check_fit, fingerprint, overridden, with_new_head
-from ..errors import SetupError
+from ..errors import NO_GAIN, SetupError
 from ..models.distillers import StageDistiller
 from ..models.utils import classes_of, unwrapped
 from ..registry import HOOKS
@@ -18,6 +18,8 @@ from ..stages import view_of
 # Top-1 accuracy in percent below which other normalisations are tried, and on how many images.
 _POOR = 80
 _SECOND_LOOK = 1000
+# What student and teacher are compared by: the first of these that is measured, in percent.
+_SCORES = {'accuracy/top1': 'top-1', 'multi-label/mAP': 'mAP'}
 
 
 @HOOKS.register_module()
@@ -46,6 +48,9 @@ class PreflightHook(Hook):
       Below the floor (without one, below 80 %), some of the images are looked at once
       more under other usual normalisations; one that is clearly better is named.
 
+    During training it says once, at the first validation that finds it, that the student has
+    passed its teacher; at the end it says what both have reached.
+
     Unlike MMRazor's ``SingleTeacherDistillValLoop`` this evaluates the teacher
     once instead of at every validation, and fires no other hook: with mmengine's
     ``EMAHook``, that loop leaves the student with other weights.
@@ -67,6 +72,8 @@ class PreflightHook(Hook):
     def __init__(self, teacher_floor: float | None = None, new_head: bool = False) -> None:
         self.teacher_floor = teacher_floor
         self.new_head = new_head
+        self.training = False
+        self.reached = ''
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Refuse the checkpoint of another model; when resuming, tell what else it decides."""
@@ -120,6 +127,7 @@ class PreflightHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Check the data, then the teacher."""
         model = unwrapped(runner.model)
+        self.training = True
         self._check_batches(runner)
         self._check_epochs(runner, model)
         self._check_classes(runner, model)
@@ -135,6 +143,35 @@ class PreflightHook(Hook):
         """Check the classes of a validation without training."""
         if runner._train_loop is None:
             self._check_classes(runner, unwrapped(runner.model))
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Compare the student with its teacher; say once that it has passed it."""
+        known = runner.message_hub.runtime_info
+        teacher, student = known.get('teacher_metrics', {}), metrics or {}
+        score = next((name for name in _SCORES if name in teacher and name in student), None)
+        if score is None or not self.training:
+            return
+        name, ours, theirs = _SCORES[score], float(student[score]), teacher[score]
+        self.reached = f'the student has {ours:.2f} % {name} and its teacher {theirs:.2f} %'
+        meant = getattr(unwrapped(runner.model), 'random_teacher', False)
+        if ours > theirs and not meant and 'student_passed_teacher' not in known:
+            runner.message_hub.update_info('student_passed_teacher', runner.iter)
+            runner.logger.warning(
+                f'The student ({ours:.2f} % {name}) has passed its teacher ({theirs:.2f} %) on the '
+                'validation data, and may be held back by it from here on: let the losses of the '
+                'distillation fade out (model.distiller.loss_schedules), give them a lower '
+                f'loss_weight, or take a better teacher; see {NO_GAIN}'
+            )
+
+    def after_run(self, runner: Runner) -> None:
+        """Say what student and teacher have reached."""
+        if self.reached:
+            runner.logger.info(
+                f'On the validation data {self.reached}. What the distillation has brought is the '
+                'difference to the student alone (tools/compare_runs.py shows it); what to try '
+                f'where that is small: {NO_GAIN}'
+            )
+        self.training, self.reached = False, ''
 
     def _check_batches(self, runner: Runner) -> None:
         loader = runner.train_dataloader

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy, interpolate
 from mmkd_tas.checkpoint import read_checkpoint
 from mmkd_tas.datasets import Digits
 from mmkd_tas.errors import SetupError
+from mmkd_tas.runs import Run
 
 
 @HOOKS.register_module()
@@ -112,6 +113,29 @@ def test_weak_teachers_are_warned_of(tmp_path, floor, top1, warning):
         hook._judge_teacher(run, {'accuracy/top1': top1}, 10)
     assert len(messages) == (warning is not None)
     assert warning is None or warning in messages[0]
+
+
+@pytest.mark.parametrize(('teacher', 'passes'), [(1.0, True), (100.0, False)])
+def test_a_student_that_passes_its_teacher_is_told_once(tmp_path, teacher, passes, tiny_teacher):
+    weights = {'model.random_teacher': False, 'model.teacher_ckpt': str(tiny_teacher)}
+    run = runner(tmp_path, **{**weights, 'train_cfg.max_epochs': 2})
+    # as a resumed run knows it, which does not evaluate the teacher again
+    run.message_hub.update_info('teacher_metrics', {'accuracy/top1': teacher})
+    with captured_log(logging.INFO) as messages:
+        run.train()
+        run.val()  # which is no training
+    said = [line for line in messages if 'has passed its teacher' in line]
+    assert len(said) == passes
+    for line in said:
+        assert f'its teacher ({teacher:.2f} %)' in line
+        assert all(advice in line for advice in ('loss_schedules', 'loss_weight', 'docs/no-gain'))
+    (end,) = (line for line in messages if 'On the validation data the student has' in line)
+    student = Run.read(tmp_path).top1
+    assert f'has {student:.2f} % top-1 and its teacher {teacher:.2f} %' in end
+    again = runner(tmp_path, **{**weights, 'train_cfg.max_epochs': 3, 'resume': True})
+    with captured_log() as messages:
+        again.train()
+    assert not [line for line in messages if 'has passed its teacher' in line]
 
 
 def test_a_teacher_no_better_than_chance_ends_the_run(tmp_path, tiny_teacher):

@@ -73,6 +73,7 @@ def test_the_report(distilled, tmp_path, monkeypatch, capsys):
     assert 'url(' not in text
     assert '300 of the images in mini-batches of 200' in ' '.join(text.split())
     assert f'that of {work_dir}' in text
+    assert 'is no better than the student of' in text  # which it is itself
     # what training and its preflight said
     run = Run.read(work_dir)
     cells = [page.cells[i : i + 3] for i in range(0, 12, 3)]
@@ -97,6 +98,28 @@ def test_with_a_new_student_before(distilled, tmp_path):
     assert 'is one initialised anew' in (tmp_path / 'new/report.html').read_text()
     new, again, same = ((tmp_path / f'{n}/features.png').read_bytes() for n in found)
     assert new == again != same
+
+
+@pytest.mark.parametrize(
+    ('right', 'before', 'said'),
+    [
+        ((9, 5, 7), 'runs/alone', ''),
+        ((9, 7, 5), None, ''),  # an untrained one, by chance
+        ((9, 7, 7), 'runs/alone', 'is no better than the student of runs/alone (70.0 %). What'),
+        ((6, 5, 7), None, 'is better than its teacher (60.0 %), which may hold it back. What'),
+        ((6, 8, 7), 'a', 'no better than the student of a (80.0 %) and better than its teacher'),
+    ],
+)
+def test_what_is_wrong_is_said(right, before, said):
+    """Of ten images, so many are known by teacher, student before and student after."""
+    tool = runpy.run_path(str(ANALYZE))
+    names = ('teacher', 'student before', 'student after')
+    labels = torch.zeros(10, dtype=torch.long)
+    predictions = {n: (torch.arange(10) >= k).long() for n, k in zip(names, right, strict=True)}
+    measured = tool['Measured'](labels, predictions, [], MinibatchCKA(), ['a', 'b'])
+    found = tool['verdict'](measured, before)
+    assert found == '' if not said else said in found
+    assert found.endswith('docs/no-gain.md') == bool(said)
 
 
 def test_the_classes_of_a_batch_are_mixed(distilled):

@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from processes import free_port
 
-from mmkd_tas.runs import Run
+from mmkd_tas.runs import Run, grouped
 
 TOOLS = REPO / 'tools'
 
@@ -108,21 +108,119 @@ def test_an_exported_timm_student_is_plain_timm(tmp_path):
     assert top1 == pytest.approx(mmengine.load(tmp_path / 'metrics.json')['accuracy/top1'])
 
 
-def test_compare_runs(finished, tmp_path):
-    process = run_tool(
-        *(TOOLS / 'compare_runs.py', f'mine={finished}', finished, '--out', 'curves.png'),
-        cwd=tmp_path,
-    )
+def test_compare_runs(finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    call(TOOLS / 'compare_runs.py', f'mine={finished}', finished, '--out', 'curves.png')
+    plt.close()
+    shown = capsys.readouterr().out
     student = Config.fromfile(TINY).model.architecture
     parameters = sum(p.numel() for p in mmengine.registry.MODELS.build(student).parameters())
     for text in ('mine', 'run', f'{last_top1(finished):.2f}', f'{parameters:,}'):
-        assert text in process.stdout
+        assert text in shown
     assert (tmp_path / 'curves.png').read_bytes().startswith(b'\x89PNG')
+
+
+def recorded(folder, top1, teacher=None, seed=0, method='kd', **changes):
+    """Write what a training leaves: its config, and what was logged of its last epoch."""
+    config = Config.fromfile(TINY)
+    base = Config.fromfile(REPO / f'configs/_base_/methods/{method or "kd"}.py')
+    config.model.distiller = base.distiller
+    if method is None:
+        config.model = config.model.architecture
+    config.merge_from_dict({'randomness.seed': seed, 'work_dir': str(folder), **changes})
+    lines = [{'loss': 1.0, 'time': 0.5, 'step': 15}, {'accuracy/top1': top1, 'step': 3}]
+    if teacher is not None:
+        lines.append({'teacher/accuracy/top1': teacher, 'step': 0})
+    log = folder / 'now/vis_data/scalars.json'
+    log.parent.mkdir(parents=True)
+    log.write_text('\n'.join(map(json.dumps, lines)))
+    config.dump(folder / 'config.py')
+    return folder
+
+
+def compared(capsys, *folders):
+    """The rows of the table by their label, and the lines below it."""
+    call(TOOLS / 'compare_runs.py', *folders)
+    lines = capsys.readouterr().out.splitlines()
+    table = [line.split('│')[1:-1] for line in lines if line.startswith('│')]
+    rows = {cells[0].strip(): [cell.strip() for cell in cells[1:5]] for cells in table}
+    return rows, [line for line in lines if line.startswith(('- ', 'What'))]
+
+
+def test_seeds_are_one_row_with_gain_and_teacher(tmp_path, capsys):
+    runs = [recorded(tmp_path / f'alone-{i}', 50 + i, None, i, None) for i in range(3)]
+    runs += [recorded(tmp_path / f'tas_seed{i}', 60 + i, 80, 10 + i, 'tas') for i in range(3)]
+    runs += [recorded(tmp_path / f'kd/{i}', 55.5, 80, i) for i in range(2)]
+    rows, notes = compared(capsys, *runs)
+    assert rows == {
+        'alone': ['3', '51.00 ± 1.00', '-', '-'],
+        'tas': ['3', '61.00 ± 1.00', '+10.00', '80.00'],
+        'kd': ['2', '55.50 ± 0.00', '+4.50', '80.00'],
+    }
+    assert notes == []
+
+
+def test_what_is_wrong_is_said(tmp_path, capsys):
+    alone = recorded(tmp_path / 'alone', 66, method=None)
+    kd = recorded(tmp_path / 'kd', 67, 70)
+    tas = recorded(tmp_path / 'tas', 62, 70, method='tas')
+    teacher = 'the teacher of {} (70.00 %) is not 5 points better than the student alone (66.00 %)'
+    little = ', and so has little to teach'
+    link = 'What to try: docs/no-gain.md'
+    _, notes = compared(capsys, alone, kd, tas)
+    assert notes == [
+        '- ' + teacher.format('kd') + little,
+        '- tas: worse than the student alone, 62.00 % against 66.00 % (alone)',
+        '- ' + teacher.format('tas') + little,
+        '- tas: worse than plain KD, 62.00 % against 67.00 % (kd)',
+        link,
+    ]
+    # other seeds, in which the difference drowns
+    again = [recorded(tmp_path / f'again{i}', 66 + 4 * i, 90, i, 'tas') for i in range(2)]
+    _, notes = compared(capsys, alone, recorded(tmp_path / 'alone2', 68, None, 1, None), *again)
+    assert notes == [
+        '- again: no clear difference to the student alone, 68.00 % against 67.00 % (alone): the '
+        'gain of 1.00 points has a standard error of 2.24 over the seeds',
+        link,
+    ]
+    # with nothing to compare with, and what is not to be compared
+    _, (note,) = compared(capsys, kd)
+    assert 'there is no run of the student alone to compare kd with' in note
+    longer = {'train_cfg.max_epochs': 9, 'val_dataloader.num_workers': 2}
+    other = recorded(tmp_path / 'longer', 60, method=None, **longer)
+    rows, notes = compared(capsys, other, recorded(tmp_path / 'rsd', 40, 90, method='rsd'))
+    assert rows['rsd'][2] == '-20.00'
+    assert notes == [
+        '- longer: epoch 3 of 9, not finished',
+        '- rsd and longer differ in train_cfg too, so that the gain is not owed to the teacher '
+        'alone',
+    ]
+
+
+def test_the_most_alike_is_compared_with(tmp_path, capsys):
+    """Not another student, other data or another recipe, where there is a better choice."""
+    kd = recorded(tmp_path / 'kd', 50, 90)
+    others = {
+        'rate': ({'optim_wrapper.optimizer.lr': 0.5}, 10),
+        'alone': ({}, 20),
+        'wider': ({'model.head.in_channels': 32}, 30),
+        'images': ({'val_dataloader.dataset.split': 'train'}, 40),
+    }
+    others = {
+        name: recorded(tmp_path / name, top1, method=None, **changes)
+        for name, (changes, top1) in others.items()
+    }
+    rows, _ = compared(capsys, kd, *others.values())
+    assert rows['kd'][2] == '+30.00'
+    rows, _ = compared(capsys, kd, others['wider'], others['images'])
+    assert rows['kd'][2] == '-'
 
 
 def test_the_curves(finished, tmp_path):
     run = Run.read(finished)
-    runpy.run_path(str(TOOLS / 'compare_runs.py'))['plot']([run], str(tmp_path / 'curves.png'))
+    runpy.run_path(str(TOOLS / 'compare_runs.py'))['plot'](
+        grouped([run]), str(tmp_path / 'curves.png')
+    )
     accuracy, loss = (axes.lines[0] for axes in plt.gcf().axes)
     plt.close()
     assert list(accuracy.get_xdata()) == [50, 100]
