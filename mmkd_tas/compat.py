@@ -42,7 +42,7 @@ import numpy as np
 import torch
 import torch.utils.checkpoint as activations
 from mmengine.device import get_device
-from mmengine.logging import HistoryBuffer, print_log
+from mmengine.logging import HistoryBuffer, MessageHub, print_log
 from mmengine.model import is_model_wrapper
 from mmengine.optim.scheduler import OneCycleParamScheduler
 from mmengine.registry import HOOKS
@@ -401,6 +401,95 @@ def histories_of_scalars() -> bool:
         return logged
 
     LogProcessor.get_log_after_iter = get_log_after_iter
+    return True
+
+
+# --- Steps that do not wait for a GPU -------------------------------------------
+
+_MOST_UNREAD = 10_000
+
+
+@mend
+def losses_read_when_logged() -> bool:
+    """mmengine: what a step returns is read when it is logged, not after every step."""
+    # Each value that is read makes a GPU and its program wait for each other.
+    if isinstance(vars(MessageHub).get('_log_scalars'), property):
+        return False
+    update = MessageHub.update_scalar
+
+    def update_scalar(self, key: str, value: Any, count: int = 1, resumed: bool = True) -> None:
+        unread = vars(self).setdefault('_unread', [])
+        if torch.is_tensor(value) and value.numel() == 1:
+            value = value.detach().reshape(())
+        elif not unread:
+            update(self, key, value, count, resumed)
+            return
+        unread.append((key, value, count, resumed))
+        if len(unread) == _MOST_UNREAD:
+            read(self)
+
+    def read(self) -> dict:
+        unread = vars(self).pop('_unread', ())
+        tensors: dict[torch.device, list] = {}
+        for _, value, *_ in unread:
+            if torch.is_tensor(value):
+                tensors.setdefault(value.device, []).append(value.double())
+        # in one copy
+        found = {device: iter(torch.stack(parts).tolist()) for device, parts in tensors.items()}
+        for key, value, *more in unread:
+            number = next(found[value.device]) if torch.is_tensor(value) else value
+            update(self, key, number, *more)
+        return vars(self)['_log_scalars']
+
+    MessageHub.update_scalar = update_scalar
+    MessageHub._log_scalars = property(
+        read, lambda self, scalars: vars(self).update(_log_scalars=scalars)
+    )
+    return True
+
+
+@mend
+def batches_without_waiting() -> bool:
+    """mmpretrain: images and labels go to a GPU without a wait for its work before."""
+    from mmpretrain.models import ClsDataPreprocessor
+    from mmpretrain.structures import DataSample
+
+    forward = ClsDataPreprocessor.forward
+
+    def forward_without_waiting(self, data: dict, training: bool = False) -> dict:
+        if self.device.type != 'cpu':
+            from .models.utils import sent
+
+            self._non_blocking = True  # for images that the loader has in page-locked memory
+            samples = data.get('data_samples') or []
+            for name in ('gt_label', 'gt_score'):
+                if all(isinstance(s, DataSample) and name in s for s in samples):
+                    parts = [sample.get(name) for sample in samples]
+                    whole = sent(torch.cat(parts), self.device)
+                    parts = whole.split([len(part) for part in parts])
+                    for sample, part in zip(samples, parts, strict=True):
+                        sample.set_field(part, name, dtype=torch.Tensor)
+        return forward(self, data, training)
+
+    ClsDataPreprocessor.forward = forward_without_waiting
+    return True
+
+
+@mend
+def one_hot_without_waiting() -> bool:
+    """mmpretrain: a loss that makes one-hot vectors of labels does not read them first."""
+    from mmpretrain.models.losses.utils import convert_to_one_hot as waiting
+
+    if 'item()' not in inspect.getsource(waiting):
+        return False
+
+    def convert_to_one_hot(targets: torch.Tensor, classes: int) -> torch.Tensor:
+        # which tells labels that are too large, on a GPU without a wait
+        return torch.nn.functional.one_hot(targets.long().squeeze(-1), classes)
+
+    for name, module in [*sys.modules.items()]:
+        if name.startswith('mmpretrain.') and vars(module).get(waiting.__name__) is waiting:
+            setattr(module, waiting.__name__, convert_to_one_hot)
     return True
 
 

@@ -1,11 +1,12 @@
 """What happens when a loss is no number."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from mmengine.dist import all_gather_object, all_reduce
-from mmengine.hooks import Hook
+from mmengine.hooks import Hook, LoggerHook
 from mmengine.runner import Runner
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from ..models.utils import unwrapped
 from ..registry import HOOKS
 
 _MOST_IN_A_ROW = 10
+_INTERVAL = 10  # where nothing is logged
 _ADVICE = 'lower optim_wrapper.optimizer.lr, or set optim_wrapper.clip_grad'
 
 
@@ -24,6 +26,21 @@ def _broken_anywhere(loss: Tensor) -> bool:
     return bool(broken)
 
 
+def _losses(outputs: dict) -> dict[str, Tensor]:
+    return {key: torch.as_tensor(v).detach() for key, v in outputs.items() if 'loss' in key}
+
+
+def _broken_terms(losses: dict[str, Tensor]) -> dict[str, float]:
+    values = {key: float(value) for key, value in losses.items()}
+    return {key: value for key, value in values.items() if not math.isfinite(value)}
+
+
+def _sentence(terms: dict[str, float], where: str) -> str:
+    """Say which terms were no numbers; their sum is told where none of them is to blame."""
+    parts = {key: value for key, value in terms.items() if key != 'loss'} or terms
+    return ' and '.join(f'{key} is {value}' for key, value in parts.items()) + f' {where}'
+
+
 @HOOKS.register_module()
 class FiniteLossHook(Hook):
     """Stop the training, or leave the step out, when a loss is NaN or infinite.
@@ -31,17 +48,17 @@ class FiniteLossHook(Hook):
     Only losses count: gradients may overflow in fp16, and the loss scaler then leaves
     the step out by itself. Several processes stop, or leave the step out, together.
 
-    ``'stop'`` makes a GPU wait no more than mmengine does, which reads every loss after
-    every step; ``'skip'`` makes it wait once more, between forward and backward. With
-    several processes both exchange one number per step.
+    ``'stop'`` looks at the losses of all steps when they are logged and when an epoch ends,
+    so that no step waits for a GPU or another process; ``'skip'`` looks at each, between
+    forward and backward.
 
     Args:
-        action: ``'stop'``: end the run with the names of the terms, before anything is
-            saved. ``'skip'``: leave weights, optimizer, loss scaler and buffers (running
-            means) as they were before the step, and go on to the next; with accumulated
-            gradients, an update that ends in such a step is left out as a whole. Each is
-            logged, and their number is in the checkpoints (``skipped_steps``); after ten
-            in a row the run stops.
+        action: ``'stop'``: end the run with the names of the terms of the first such step,
+            before anything is saved. ``'skip'``: leave weights, optimizer, loss scaler and
+            buffers (running means) as they were before the step, and go on to the next; with
+            accumulated gradients, an update that ends in such a step is left out as a whole.
+            Each is logged, and their number is in the checkpoints (``skipped_steps``); after
+            ten in a row the run stops.
 
     Raises:
         SetupError: If `action` is neither; in training, where the run is to stop, and where
@@ -57,10 +74,13 @@ class FiniteLossHook(Hook):
         self.action = action
         self.broken = False
         self.in_a_row = 0
+        self.unread: list[tuple[int, str, dict]] = []
 
     def before_train(self, runner: Runner) -> None:
         """Let no such loss reach the weights, if steps are to be left out."""
         if self.action == 'stop':
+            logs = [hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)]
+            self.interval = min(logs, default=_INTERVAL)
             return
         wrapper = runner.optim_wrapper
         update = wrapper.update_params
@@ -86,37 +106,59 @@ class FiniteLossHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
         """Stop, or undo what the step has changed."""
-        if self.action == 'stop' and outputs and 'loss' in outputs:
-            self.broken = _broken_anywhere(outputs['loss'])
+        where = f'in epoch {runner.epoch + 1}, step {batch_idx + 1}'
+        if self.action == 'stop':
+            if outputs and 'loss' in outputs:
+                self.unread.append((runner.iter, where, _losses(outputs)))
+            if self.every_n_inner_iters(batch_idx, self.interval):
+                self._look(all_gather_object)
+            return
         if not self.broken:
             self.in_a_row = 0
             return
-        losses = {key: float(value) for key, value in outputs.items() if 'loss' in key}
-        broken = {key: value for key, value in losses.items() if not math.isfinite(value)}
-        terms = {key: value for found in all_gather_object(broken) for key, value in found.items()}
-        if len(terms) > 1:
-            del terms['loss']  # the sum
-        what = ' and '.join(f'{key} is {value}' for key, value in terms.items())
-        what += f' in epoch {runner.epoch + 1}, step {batch_idx + 1}'
+        terms = {}
+        for found in all_gather_object(_broken_terms(_losses(outputs))):
+            terms.update(found)
+        what = _sentence(terms, where)
         self.in_a_row += 1
-        if self.action == 'stop':
-            raise SetupError(
-                f'{what}: {_ADVICE}, or leave such steps out with default_hooks.finite_loss.'
-                "action='skip'; --resume goes on from the last checkpoint"
-            )
         if self.in_a_row == _MOST_IN_A_ROW:
             raise SetupError(f'{what}, and so it was in the {_MOST_IN_A_ROW - 1} before: {_ADVICE}')
         with torch.no_grad():
             for buffer, before in zip(runner.model.buffers(), self.buffers, strict=True):
                 buffer.copy_(before)
-        for key in broken:
+        for key in _broken_terms(_losses(outputs)):
             del outputs[key]  # from the means in the log
         count = runner.message_hub.runtime_info.get('skipped_steps', 0) + 1
         runner.message_hub.update_info('skipped_steps', count)
         runner.logger.warning(f'{what}: step left out, {count} so far')
 
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Look at the last losses of the epoch, before it is validated and saved."""
+        if self.action == 'stop':
+            self._look(all_gather_object)
+
+    def _look(self, exchange: Callable) -> None:
+        """Stop if a loss of the steps since the last look is not finite, in any process."""
+        unread, self.unread = self.unread, []
+        sums = [losses['loss'].reshape(()).float() for *_, losses in unread]
+        finite = torch.stack(sums).isfinite().tolist() if sums else []
+        broken = next(
+            (step for step, is_finite in zip(unread, finite, strict=True) if not is_finite), None
+        )
+        own = broken and (*broken[:2], _broken_terms(broken[2]))
+        found = [process for process in exchange(own) if process is not None]
+        if not found:
+            return
+        first, where, _ = min(found, key=lambda process: process[0])
+        terms = {key: v for step, _, part in found if step == first for key, v in part.items()}
+        raise SetupError(
+            f'{_sentence(terms, where)}: {_ADVICE}, or leave such steps out with '
+            "default_hooks.finite_loss.action='skip'; --resume goes on from the last checkpoint"
+        )
+
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Save no weights that are not finite: of the last step, no loss has told."""
+        self._look(lambda own: [own])  # only one process saves
         weights = unwrapped(runner.model).named_parameters()
         broken = [name for name, weight in weights if not weight.isfinite().all()]
         if broken:

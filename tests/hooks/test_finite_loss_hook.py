@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 from mmrazor.models import KLDivergence
 from mmrazor.registry import MODELS as RAZOR_MODELS
 from processes import run_processes
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmkd_tas.checkpoint import read_checkpoint
 from mmkd_tas.errors import SetupError
@@ -256,3 +257,39 @@ def test_processes_stop_or_leave_out_together(tmp_path, action):
     changed = [any((a[k] != b[k]).any() for k in a) for a, b in itertools.pairwise(one)]
     assert changed.count(False) == 1
     assert not changed[0]
+
+
+class Reads(TorchDispatchMode):
+    """Note the steps of a run in which a number is read that a GPU would have computed."""
+
+    def __init__(self, run):
+        super().__init__()
+        self.run, self.steps = run, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        # Integers are read on the CPU alone: sizes, labels and numbers of epochs.
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_floating_point():
+            self.steps.append(self.run.iter)
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_step_reads_a_value_before_it_is_logged(tmp_path):
+    changes = {
+        'default_hooks.logger.interval': 4,
+        'optim_wrapper.optimizer': dict(_delete_=True, type='SGD', lr=0.01),  # AdamW reads its step
+        'train_cfg.max_epochs': 1,
+    }
+    run = run_of(tmp_path, **changes)
+    with Reads(run) as reads:
+        run.train()
+    assert not {1, 2} & {*reads.steps}
+    record = read_checkpoint(tmp_path / 'epoch_1.pth')['message_hub']['log_scalars']
+    for name in ('lr', 'student.loss', 'distill.loss_kd', 'loss'):
+        assert len(record[f'train/{name}'].data[0]) == 5, name
+
+
+def test_a_loss_that_breaks_between_two_logs_is_told_with_its_step(tmp_path):
+    run = run_of(tmp_path, **{'default_hooks.logger.interval': 100}, **broken_loss([1, 3]))
+    with pytest.raises(SetupError, match='^distill.loss_kd is nan in epoch 1, step 2: '):
+        run.train()
+    assert not [*tmp_path.glob('*.pth')]

@@ -24,7 +24,7 @@ from ...registry import MODELS
 from ...stages import StageOutputsRecorder, built_for, describe, view_of
 from ..classifier import Classifier
 from ..losses.functional import images_of_step
-from ..utils import classes_of, count_parameters
+from ..utils import classes_of, count_parameters, sent
 from .teacher_cache import TeacherCache
 from .teacher_input import TeacherInput
 
@@ -358,7 +358,7 @@ class CrossArchDistill(SingleTeacherDistill):
             self.teacher_answers,
         )
         for recorder in self.distiller.teacher_recorders.recorders.values():
-            recorder._data_buffer = [known[recorder.source].to(batch_inputs.device)]
+            recorder._data_buffer = [sent(known[recorder.source], batch_inputs.device)]
 
     @torch.no_grad()
     def teacher_val_step(self, data: dict) -> list[BaseDataElement]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...errors import SetupError
 from ...registry import MODELS, TASK_UTILS
+from ..utils import sent
 from .base import DistillLoss
 from .functional import class_indices, crd_log_partition, crd_loss, gather, unit_vectors
 
@@ -134,7 +135,7 @@ class CRDLoss(DistillLoss):
         """Return anchors, positives, negatives, and which of these differ from an image."""
         generator = torch.Generator().manual_seed(self._steps)
         drawn = torch.randint(self.num_images, (self.num_negatives,), generator=generator)
-        drawn = drawn.to(indices.device)
+        drawn = sent(drawn, indices.device)
         # Each side is compared with what the other said.
         positives, negatives = (
             self.memory[:, places].flip(0).to(anchors.dtype) for places in (indices, drawn)
@@ -210,4 +211,4 @@ class SampleIndexRecorder(ModuleOutputsRecorder):
                 'loop: kd(images, labels, indices))'
             )
         indices = [sample.sample_idx for sample in samples]
-        self.data_buffer.append(torch.tensor(indices, device=args[0].device))
+        self.data_buffer.append(sent(torch.tensor(indices), args[0].device))
