@@ -146,16 +146,14 @@ def with_new_head(expected: dict, weights: dict, classes: int) -> tuple[dict, li
             return weights, []
         kept = {key: weights[key] for key in expected}
         return kept, [f'the model has no head, and that of the file ({_listed(spare)}) is left out']
-    if missing:
-        values = [expected[key] for key in missing]
-        if spare or not _is_head(values) or len(values[0]) != classes:
-            return weights, []
-        head = {key: expected[key] for key in missing}
+    head = {key: expected[key] for key in missing if expected[key].shape[:1] == (classes,)}
+    if head and len(head) == len(missing) and not spare and _is_head([*head.values()]):
         return {**weights, **head}, [f'it has no head; that of the model ({_listed(head)}) is new']
     head = {
         key: value
         for key, value in expected.items()
-        if value.shape != weights[key].shape
+        if key in weights
+        and value.shape != weights[key].shape
         and value.shape[:1] == (classes,)
         and value.shape[1:] == weights[key].shape[1:]
     }
