@@ -3,7 +3,7 @@
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -34,6 +34,9 @@ class Knowledge(NamedTuple):
     pooled: Tensor
     logits: Tensor
     feature: Tensor
+
+
+_RECOMPUTING = ('grad_checkpointing', 'gradient_checkpointing', 'with_cp')
 
 
 class Tail:
@@ -80,25 +83,57 @@ class Tail:
 
     def _run(self, images: Tensor) -> Knowledge:
         """Run the model, and watch its last stage and what enters its classifiers."""
-        view, model = self._view, self._view.model
+        view, plan = self._view, self._plan
         last: list[Tensor] = []
         inputs: list[Tensor] = []
 
-        def enters(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        def entered(own: Callable, *args: Any, **kwargs: Any) -> Any:
             inputs.append(parts_of((args, kwargs), Tensor)[0])
+            return own(*args, **kwargs)
 
-        def ends(module: nn.Module, args: tuple, output: Any) -> None:
+        def ended(own: Callable, *args: Any, **kwargs: Any) -> Any:
+            output = own(*args, **kwargs)
             last.append(feature_of(output))
+            return output
 
-        with contextlib.ExitStack() as hooks:
-            for path in view.classifiers:
-                module = model.get_submodule(path)
-                hooks.enter_context(module.register_forward_pre_hook(enters, with_kwargs=True))
-            end = model.get_submodule(view.stages[-1].module)
-            hooks.enter_context(end.register_forward_hook(ends))
-            logits = vector_of(model(images), view.headless)
+        with _changes() as change:
+            for module in plan.classifiers:
+                change(module, 'forward', partial(entered, module.forward))
+            change(plan.end, 'forward', partial(ended, plan.end.forward))
+            for module in (*plan.classifiers, plan.end):
+                change(module, '_compiled_call_impl', None)
+            logits = vector_of(view.model(images), view.headless)
         pooled = pooled_of(inputs, view.classifier_dims) if inputs else logits
         return Knowledge(pooled, logits, last[-1])
+
+    @cached_property
+    def _plan(self) -> '_Plan':
+        """What to do to the modules of the model in a replay."""
+        view = self._view
+        skipped: dict[str, list[Call]] = {}
+        for call in self._skipped:
+            skipped.setdefault(call.path, []).append(call)
+        idle = [
+            f'{path}.' for path, calls in skipped.items() if len(calls) == len(view.calls[path])
+        ]
+        running = [
+            module
+            for path, module in view.model.named_modules()
+            if not any(path.startswith(start) for start in idle)
+        ]
+        return _Plan(
+            skipped=[(view.model.get_submodule(path), calls) for path, calls in skipped.items()],
+            passed=[self._module(call) for call in self._passed],
+            running=running,
+            norms=[module for module in running if isinstance(module, _BatchNorm)],
+            recomputing=[(m, name) for m in running for name in _RECOMPUTING if hasattr(m, name)],
+            classifiers=[view.model.get_submodule(path) for path in view.classifiers],
+            end=view.model.get_submodule(view.stages[-1].module),
+        )
+
+    def __getstate__(self) -> dict:
+        """Leave the plan out: a copy may be of another copy of the model."""
+        return {key: value for key, value in vars(self).items() if key != '_plan'}
 
     def _finished_before_the_end(self) -> list[Call]:
         """Return the largest modules that have finished when the stage ends, in order."""
@@ -124,10 +159,7 @@ class Tail:
     @contextlib.contextmanager
     def _replaying(self, feature: Tensor, own_prefix: bool) -> Iterator[None]:
         """Make the model's next forward start at the end of the stage."""
-        model = self._view.model
-        queues: dict[nn.Module, deque[Call]] = {}
-        for call in self._skipped:
-            queues.setdefault(self._module(call), deque()).append(call)
+        plan = self._plan
         prefix: list[Tensor] = []
 
         def replayed(own: Callable, queue: deque[Call], *args: Any, **kwargs: Any) -> Any:
@@ -141,21 +173,21 @@ class Tail:
             given = self.stage.from_tokens(feature, prefix[0]) if own_prefix else feature
             return apply_to(call.output, is_shape, lambda _: given)
 
-        with contextlib.ExitStack() as stack:
-            for module, queue in queues.items():
-                forward = partial(replayed, module.forward, queue)
-                stack.enter_context(_changed(module, 'forward', forward))
-            for call in self._passed:
-                stack.enter_context(_changed(self._module(call), 'training', False))
-            for module in model.modules():
+        with _changes() as change:
+            for module, calls in plan.skipped:
+                change(module, 'forward', partial(replayed, module.forward, deque(calls)))
+            for module in plan.passed:
+                change(module, 'training', False)
+            for module in plan.running:
                 if module._compiled_call_impl is not None:  # knows nothing of the replay
-                    stack.enter_context(_changed(module, '_compiled_call_impl', None))
-                if isinstance(module, _BatchNorm) and module.training:
-                    stack.enter_context(_changed(module, 'track_running_stats', False))
-                # A recomputation in backward would find the replay gone.
-                for name in ('grad_checkpointing', 'gradient_checkpointing', 'with_cp'):
-                    if getattr(module, name, False):
-                        stack.enter_context(_changed(module, name, False))
+                    change(module, '_compiled_call_impl', None)
+            for module in plan.norms:
+                if module.training:
+                    change(module, 'track_running_stats', False)
+            # A recomputation in backward would find the replay gone.
+            for module, name in plan.recomputing:
+                if getattr(module, name):
+                    change(module, name, False)
             yield
 
     def _check(self) -> None:
@@ -185,15 +217,33 @@ class Tail:
                     ) from error
 
 
+class _Plan(NamedTuple):
+    """Modules of a model that a tail deals with, as long as the model is the same object."""
+
+    skipped: list[tuple[nn.Module, list[Call]]]
+    passed: list[nn.Module]
+    running: list[nn.Module]
+    norms: list[nn.Module]
+    recomputing: list[tuple[nn.Module, str]]
+    classifiers: list[nn.Module]
+    end: nn.Module
+
+
 @contextlib.contextmanager
-def _changed(module: nn.Module, name: str, value: Any) -> Iterator[None]:
-    """Give a module another attribute for a while."""
-    own = vars(module).get(name, _changed)
-    setattr(module, name, value)
+def _changes() -> Iterator[Callable[[nn.Module, str, Any], None]]:
+    """Yield what gives a module another attribute until the end."""
+    before: list[tuple[dict, str, Any]] = []
+
+    def change(module: nn.Module, name: str, value: Any) -> None:
+        own = vars(module)
+        before.append((own, name, own.get(name, _changes)))
+        own[name] = value
+
     try:
-        yield
+        yield change
     finally:
-        if own is _changed:
-            delattr(module, name)
-        else:
-            setattr(module, name, own)
+        for own, name, value in reversed(before):
+            if value is _changes:
+                del own[name]
+            else:
+                own[name] = value
