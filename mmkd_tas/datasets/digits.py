@@ -23,7 +23,8 @@ class Digits(BaseDataset):
     C. Kaynak, UCI, 1998; :func:`sklearn.datasets.load_digits`.)
 
     Args:
-        split: ``'train'`` or ``'test'``.
+        split: ``'train'``, ``'test'``, or ``'val'``: the training images that `num_train`
+            leaves out.
         image_size: Side of the square images in pixels (bicubic enlargement).
         num_train: Number of training images, the same number of each digit,
             taken evenly over the whole training split; a multiple of 10.
@@ -46,8 +47,12 @@ class Digits(BaseDataset):
         pipeline: Sequence = (),
         **kwargs,
     ) -> None:
-        if split not in ('train', 'test'):
-            raise SetupError(f"Digits: split must be 'train' or 'test', not {split!r}")
+        if split not in ('train', 'val', 'test'):
+            raise SetupError(f"Digits: split must be 'train', 'val' or 'test', not {split!r}")
+        if split == 'val' and num_train is None:
+            raise SetupError(
+                "Digits: split='val' needs num_train: else all images are for training"
+            )
         if num_train is not None and (num_train not in range(10, 981) or num_train % 10):
             raise SetupError(
                 f'Digits: num_train must be a multiple of 10 from 10 to 980, not {num_train!r}'
@@ -70,6 +75,8 @@ class Digits(BaseDataset):
             of_class = [np.flatnonzero(labels[:_TRAIN] == c) for c in range(10)]
             even = [i[np.linspace(0, len(i) - 1, each).round().astype(int)] for i in of_class]
             chosen = np.sort(np.concatenate(even))
+            if self.split == 'val':
+                chosen = np.setdiff1d(np.arange(_TRAIN), chosen)
         return [
             {'img': self._enlarge(digits.images[i]), 'gt_label': int(labels[i])} for i in chosen
         ]

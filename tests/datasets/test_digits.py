@@ -45,6 +45,11 @@ def test_num_train_takes_the_same_number_of_each_digit():
     assert chosen <= every
     assert len(build(split='test', num_train=50)) == 797
     assert len(build(num_train=980)) == 980
+    left_out = build(split='val', num_train=50)
+    others = [left_out[i]['img'].tobytes() for i in range(len(left_out))]
+    assert len(others) == 950
+    assert {*others} | chosen == every
+    assert not {*others} & chosen
 
 
 @pytest.mark.parametrize('bad', [dict(split='val'), dict(num_train=15), dict(num_train=990)])

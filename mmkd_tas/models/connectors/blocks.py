@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from mmcv.cnn import DepthwiseSeparableConvModule
 from mmcv.cnn.bricks.transformer import PatchEmbed
 from timm.models.cait import ClassAttn
+from timm.models.convnext import ConvNeXtBlock
 from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torchvision.ops import Permute
 
 from ...errors import SetupError
 from ...stages import ModelView, Stage
@@ -188,23 +190,52 @@ class PatchProjector(nn.Module):
 class LocalToGlobal(PatchProjector):
     """Bring a stage of one model to width and grid of a stage of another (L2G).
 
-    A patch embedding, and a Swin block that widens the receptive field. Source: Li
-    et al., "Fuse Before Transfer", ICCV 2025.
+    A patch embedding, and a block that widens the receptive field. Source: Li et al.,
+    "Fuse Before Transfer", ICCV 2025, with a Swin block of the target's width C, which takes
+    12 C² multiplications for a token.
 
     Args:
         source, target: See :class:`PatchProjector`.
-        window_size: Side of the block's windows, in tokens.
+        window_size: Side of the windows of a Swin block, in tokens.
+        block: ``'swin'``; ``'bottleneck'``, a Swin block of a quarter of the width (1.25 C²);
+            ``'conv'``, a ConvNeXt block of as narrow a middle (0.5 C², and 49 C);
+            ``'none'``.
     """
 
-    def __init__(self, source: Stage, target: Stage, window_size: int = 7) -> None:
+    def __init__(
+        self, source: Stage, target: Stage, window_size: int = 7, block: str = 'swin'
+    ) -> None:
         super().__init__(source, target, norm_cfg=dict(type='LN'))
-        heads = max(1, target.channels // 32)
-        heads = next(h for h in range(heads, 0, -1) if target.channels % h == 0)
-        self.block = SwinTransformerBlock(
-            target.channels, target.grid, num_heads=heads, window_size=window_size
-        )
+        if block not in (known := ('swin', 'bottleneck', 'conv', 'none')):
+            raise SetupError(f'HybridAssistant: block={block!r} is none of {", ".join(known)}')
+        width = target.channels
+        if block == 'swin':
+            self.block = _swin_block(width, target.grid, window_size)
+        elif block == 'bottleneck':
+            narrow = max(1, width // 4)
+            inner = _swin_block(narrow, target.grid, window_size)
+            self.block = Residual(nn.Linear(width, narrow), inner, nn.Linear(narrow, width))
+        elif block == 'conv':
+            conv = ConvNeXtBlock(width, mlp_ratio=0.25, ls_init_value=None)
+            self.block = nn.Sequential(Permute((0, 3, 1, 2)), conv, Permute((0, 2, 3, 1)))
+        else:
+            self.block = nn.Identity()
 
     def forward(self, feature: Tensor) -> Tensor:
         """Return the tokens of a feature in the layout of the source."""
         tokens = super().forward(feature)
         return self.block(tokens.unflatten(1, self.target.grid)).flatten(1, 2)
+
+
+class Residual(nn.Sequential):
+    """Modules in a row, whose result is added to what enters them."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return features of the same shape."""
+        return features + super().forward(features)
+
+
+def _swin_block(width: int, grid: tuple[int, int], window_size: int) -> nn.Module:
+    heads = max(1, width // 32)
+    heads = next(h for h in range(heads, 0, -1) if width % h == 0)
+    return SwinTransformerBlock(width, grid, num_heads=heads, window_size=window_size)

@@ -33,6 +33,7 @@ class HybridAssistant(StageConnector):
         split: Number of the first stages. The paper finds 3 best.
         first: ``'student'`` or ``'teacher'`` gives them; by default as said above.
         window_size: Of the projector's Swin block, in tokens.
+        block: That of the projector, see :class:`LocalToGlobal`.
         init_cfg: mmengine's, of the projector.
 
     Raises:
@@ -48,6 +49,7 @@ class HybridAssistant(StageConnector):
         split: int = 3,
         first: str | None = None,
         window_size: int = 7,
+        block: str = 'swin',
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(student, teacher, stages, init_cfg or INIT)
@@ -61,7 +63,9 @@ class HybridAssistant(StageConnector):
         if split not in range(1, most + 1):
             raise SetupError(f'HybridAssistant: split={split!r} is not between 1 and {most}')
         self.inputs = (f'{first}.stage{split}',)
-        self.projector = LocalToGlobal(views[first].stage(split), last.stage(split), window_size)
+        self.projector = LocalToGlobal(
+            views[first].stage(split), last.stage(split), window_size, block
+        )
         self.tail = last.tail(split)
         self.outputs = {
             'pooled': last.source('pooled'),

@@ -7,6 +7,7 @@ from pairs import batch, distillation, step
 from timm.models.vision_transformer import Block
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 from zoo import ZOO
 
 from mmkd_tas.configs import set_num_classes
@@ -228,12 +229,29 @@ def test_projector_between_any_grids(source, target, layout):
     assert tokens.shape == (2, other.tokens, 40)
 
 
-def test_the_projector_sees_every_position_and_wider_than_a_patch():
+@pytest.mark.parametrize('block', ['swin', 'bottleneck', 'conv'])
+def test_the_projector_sees_every_position_and_wider_than_a_patch(block):
     stage = Stage('x', 'NCHW', channels=4, grid=(15, 15))
-    projector = LocalToGlobal(stage, Stage('y', 'NLC', channels=8, grid=(7, 7)))
+    projector = LocalToGlobal(stage, Stage('y', 'NLC', channels=8, grid=(7, 7)), block=block)
     feature = torch.randn(1, 4, 15, 15, requires_grad=True)
     projector(feature)[0, 24].sum().backward()  # the middle token
     assert (feature.grad != 0).any(1).all()
+
+
+def test_what_the_blocks_of_the_projector_cost():
+    stage = Stage('x', 'NCHW', channels=4, grid=(14, 14))
+    target = Stage('y', 'NLC', channels=64, grid=(14, 14))
+    costs = {}
+    for block in ('swin', 'bottleneck', 'conv', 'none'):
+        projector = LocalToGlobal(stage, target, block=block)
+        with FlopCounterMode(display=False) as flops:
+            projector(torch.randn(1, *stage.shape))
+        # in multiplications of a product of the width with itself, for each token
+        costs[block] = flops.get_total_flops() / (2 * 196 * 64**2)
+    extra = {block: cost - costs['none'] for block, cost in costs.items()}
+    assert 12 < extra['swin'] < 14  # attention within the windows adds to 12
+    assert 1.2 < extra['bottleneck'] < 1.7
+    assert extra['conv'] < 1.3
 
 
 @pytest.mark.parametrize(
@@ -242,6 +260,7 @@ def test_the_projector_sees_every_position_and_wider_than_a_patch():
         (dict(split=4), 'split=4 is not between 1 and 3'),
         (dict(split=0), 'split=0'),
         (dict(first='both'), "first='both' is neither"),
+        (dict(block='vit'), "block='vit' is none of swin, bottleneck, conv, none"),
     ],
 )
 def test_mistakes_in_the_assistant(options, sentence):
