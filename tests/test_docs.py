@@ -4,31 +4,21 @@ import argparse
 import fnmatch
 import inspect
 import itertools
-import json
 import re
-import runpy
-import shutil
-import sys
-from pathlib import Path
 
-import pairs
 import pytest
-import test_methods
 import timm
 import torch
 from helpers import REPO
-from matplotlib import pyplot as plt
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmpretrain.structures import DataSample
 from pairs import batch, distillation
 
-from mmkd_tas import cli, configs
-from mmkd_tas.models import CrossArchDistill, losses
-from mmkd_tas.registry import MODELS as OWN_MODELS
+from mmkd_tas import cli
+from mmkd_tas.models import CrossArchDistill
 
 PAGES = (REPO / 'README.md', *sorted((REPO / 'docs').glob('*.md')))
-RECORDS = sorted((REPO / 'benchmarks/results').glob('*.json'))
 
 
 def blocks(file, language):
@@ -100,39 +90,6 @@ def test_links_lead_somewhere(file):
         assert (file.parent / target).exists(), target
 
 
-@pytest.mark.parametrize('file', RECORDS, ids=lambda file: file.stem)
-def test_the_tables_are_those_of_the_records(file):
-    accuracy = runpy.run_path(str(REPO / 'benchmarks/accuracy.py'))
-    record = json.loads(file.read_text())
-    table = accuracy['table'](record)
-    assert table == file.with_suffix('.md').read_text()
-    assert table in (REPO / 'docs/results.md').read_text()
-    protocol = Config.fromfile(REPO / f'benchmarks/protocols/{file.stem}.py')
-    args = argparse.Namespace(seeds=None, rows=None)
-    planned = {(c.row, c.pair, c.seed) for c in accuracy['cells'](protocol, args)}
-    assert {(run['row'], run['pair'], run['seed']) for run in record['runs']} <= planned
-    for run in record['runs']:
-        assert run['top1'] == list(run['val'].values())[-1]  # of the last epoch, not the best
-
-
-@pytest.mark.parametrize('file', RECORDS, ids=lambda file: file.stem)
-def test_the_plots_show_what_the_tables_say(file, tmp_path):
-    accuracy = runpy.run_path(str(REPO / 'benchmarks/accuracy.py'))
-    accuracy['plot'](json.loads(file.read_text()), tmp_path / 'plot.png')
-    lines = file.with_suffix('.md').read_text().splitlines()
-    head, _, teacher, *rows = [line.strip('|').split('|') for line in lines]
-    axes = plt.gcf().axes
-    assert len(axes) == len(head) - 3
-    for column, ax in enumerate(axes, 1):
-        assert ax.get_title() == head[column].strip()
-        dashed = ax.get_lines()[0].get_xdata()[0]
-        points = ax.containers[0].lines[0].get_xdata()
-        assert [f'{dashed:.1f}'] == teacher[column].split()[:1]
-        assert [f'{x:.1f}' for x in points] == [row[column].split()[0] for row in rows]
-    plt.close()
-    assert (tmp_path / 'plot.png').is_file()
-
-
 def spelled_out(option):
     """Return the options that one with alternatives in braces stands for."""
     parts = re.split(r'\{([^}]*)\}', option)
@@ -177,48 +134,3 @@ def test_the_baselines_of_other_tables():
     for loss in losses.values():
         del loss['type']
     assert losses == theirs
-
-
-def titled_blocks(file):
-    """Return the code of a page that says in which file it goes, by that file."""
-    pattern = r'```python title="(.*?)"\n(.*?)```'
-    return dict(re.findall(pattern, (REPO / file).read_text(), re.DOTALL))
-
-
-def test_adding_a_method_as_the_guide_says(tmp_path, monkeypatch):
-    guide = titled_blocks('docs/architecture.md')
-    shutil.copytree(REPO / 'configs/_base_', tmp_path / 'configs/_base_')
-    for name, code in guide.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(code)
-    loss, config, tests = guide
-    # as if the files were there
-    monkeypatch.setattr(losses, '__path__', [*losses.__path__, str((tmp_path / loss).parent)])
-    monkeypatch.setattr(pairs, 'REPO', tmp_path)
-    monkeypatch.setattr(configs, 'BASES', tmp_path / 'configs/_base_')
-    registered = {**OWN_MODELS.module_dict}
-    try:
-        test_functions = runpy.run_path(str(tmp_path / tests))
-        for name, test in test_functions.items():
-            if name.startswith('test_'):
-                test()
-        test_methods.test_every_pair_takes_a_step(Path(config).stem, 'vit', 'resnet')
-        (command,) = blocks('docs/architecture.md', 'bash')
-        parser = argparse.ArgumentParser()
-        cli.add_run_arguments(parser)
-        composed = cli.load_config(parser.parse_args(command.replace('\\\n', '').split()[2:]))
-        assert composed.model.distiller.distill_losses.keys() == {'loss_at3', 'loss_at4'}
-    finally:
-        OWN_MODELS._module_dict = registered
-        sys.modules.pop(f'{losses.__name__}.{Path(loss).stem}', None)
-
-
-def test_the_walk_names_what_is_there():
-    """What a link of the page is called is defined in the file that it leads to."""
-    text = (REPO / 'docs/architecture.md').read_text()
-    named = re.findall(r'\[`([\w.]+)`\]\(\.\./([^)]+)\)', text)
-    assert len(named) > 20
-    for name, file in named:
-        defined = name.rpartition('.')[2]
-        if Path(file).name != name:
-            assert re.search(rf'^ *(def|class) {defined}\b', (REPO / file).read_text(), re.M), name

@@ -2,6 +2,12 @@
 known_rows = {
     'student alone': dict(method='student'),
     'KD': dict(method='kd'),
+    'KD, T = 1': dict(method='kd', losses={'loss_kd.tau': 1}),
+    'KD, T = 4': dict(method='kd'),
+    'DKD, T = 1': dict(method='dkd', losses={'loss_dkd.tau': 1, 'loss_dkd.beta': 2}),
+    'DIST, weight 1': dict(method='dist', losses={'loss_dist.loss_weight': 1}),
+    'FitNet': dict(method='fitnet'),
+    'RKD': dict(method='rkd'),
     'DKD': dict(method='dkd'),
     'DIST': dict(method='dist'),
     'OFA': dict(method='ofa'),
@@ -31,6 +37,7 @@ known_rows = {
     ),
     'RSD': dict(method='rsd'),
     'TAS, RSD for InfoNCE': dict(method='tas-rsd'),
+    'TAS-RSD': dict(method='tas-rsd'),
     'TAS + HCD': dict(method='tas-hcd'),
     'TAS + HCD, target not detached': dict(
         method='tas-hcd', losses={'loss_hcd.detach_target': False}

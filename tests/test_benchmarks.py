@@ -1,0 +1,227 @@
+"""What the records of the benchmarks say is what tables, plots and pages show."""
+
+import argparse
+import copy
+import itertools
+import json
+import sys
+
+import mmengine
+import pytest
+from helpers import REPO, run_tool
+from matplotlib import pyplot as plt
+
+BENCHMARKS = REPO / 'benchmarks'
+RESULTS = BENCHMARKS / 'results'
+RECORDS = sorted(RESULTS.glob('*.json'))
+
+
+@pytest.fixture(scope='module', autouse=True)
+def scripts():
+    """The scripts, imported as they import each other."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        yield
+        for name in ('accuracy', 'report'):
+            sys.modules.pop(name, None)
+
+
+def planned(name):
+    """The trainings of a protocol, as one who runs it gets them."""
+    import accuracy
+
+    quick = name.endswith('_quick')
+    file = BENCHMARKS / f'protocols/{name.removesuffix("_quick")}.py'
+    args = argparse.Namespace(seeds=None, rows=None, directions=None)
+    return accuracy.cells(accuracy.read_protocol(file, quick), args)
+
+
+@pytest.mark.parametrize('file', RECORDS, ids=lambda file: file.stem)
+def test_tables_and_pages_are_those_of_the_records(file):
+    import report
+
+    record = json.loads(file.read_text())
+    assert report.table(record) == file.with_suffix('.md').read_text()
+    curves = RESULTS / f'{file.stem}_curves.md'
+    assert report.curve_table(record) == (curves.read_text() if curves.is_file() else '')
+    page = (REPO / 'docs/results.md').read_text()
+    for table in (file.with_suffix('.md'), curves):
+        assert not table.is_file() or f'<!-- {table.name} -->' in page
+    known = {(c.row, c.direction, c.model, c.seed, c.full) for c in planned(file.stem)}
+    for run in record['runs']:
+        assert (run['row'], run['direction'], run['model'], run['seed'], run['full']) in known
+        # of the last epoch, not the best
+        assert str(run['epochs']) == list(run['val'])[-1]
+        assert run.get('val_top1', run['top1']) == list(run['val'].values())[-1]
+
+
+def test_pages_are_filled_from_the_records():
+    import report
+
+    for page in report.PAGES:
+        text = page.read_text()
+        assert report.filled(text) == text
+        assert report.filled(text.replace('| mean | gain |', '| mean |')) == text
+
+
+@pytest.mark.parametrize('file', RECORDS, ids=lambda file: file.stem)
+def test_the_plots_show_what_the_tables_say(file, tmp_path):
+    import report
+
+    record = json.loads(file.read_text())
+    teachers, rows = report.results(record)
+    if rows:
+        report.plot(record, tmp_path / 'plot.png')
+        lines = report.table(record).partition('\n\n')[0].splitlines()
+        head, _, teacher, *lines = [line.strip('|').split('|') for line in lines]
+        axes = plt.gcf().axes
+        assert len(axes) == len(head) - 3 == len(teachers)
+        for column, ax in enumerate(axes, 1):
+            assert ax.get_title() == head[column].strip()
+            dashed = ax.get_lines()[0].get_xdata()[0]
+            points = ax.containers[0].lines[0].get_xdata()
+            assert [f'{dashed:.1f}'] == teacher[column].split()[:1]
+            assert [f'{x:.1f}' for x in points] == [line[column].split()[0] for line in lines]
+        plt.close()
+        assert (tmp_path / 'plot.png').is_file()
+    known = report.curves(record)
+    if known:
+        report.plot_curves(record, tmp_path / 'curves.png')
+        table = report.curve_table(record)
+        for (direction, lines), ax in zip(known.items(), plt.gcf().axes, strict=True):
+            assert ax.get_title() == direction
+            drawn = {line.get_label(): line for line in ax.get_lines()}
+            assert drawn.keys() == {'teacher', *lines}
+            for row, values in lines.items():
+                assert list(drawn[row].get_xdata()) == list(values)
+                shown = [f'{y:.1f}' for y in drawn[row].get_ydata()]
+                assert f'| {row} | {" | ".join(shown)}' in table
+        plt.close()
+        assert (tmp_path / 'curves.png').is_file()
+
+
+def record_of(lead=8.0, growth=0.4):
+    """A record of one direction, with a teacher and a student alone."""
+    common = dict(pair='a_b', seed=0, recipe='x', held_out=True)
+    teacher = dict(common, row='teacher', direction=None, model='a', epochs=9, full=True)
+    teacher |= dict(top1=71.0, val_top1=60 + lead)
+    student = dict(common, direction='A -> B', model='b', recipe='y')
+    runs = [teacher]
+    for row, epochs, top1 in [
+        ('student alone', 4, 60),
+        ('student alone', 8, 60 + growth),
+        ('KD', 2, 50),
+        ('KD', 4, 64),
+    ]:
+        full = epochs == 4
+        runs.append(
+            dict(student, row=row, epochs=epochs, full=full, top1=top1 - 1.0, val_top1=top1)
+        )
+    return dict(protocol='p', seeds=1, rules=True, runs=runs)
+
+
+def test_a_direction_that_keeps_the_rules_is_shown():
+    import report
+
+    table = report.table(record_of())
+    assert '| KD | 63.0 | 63.0 | +4.0 |' in table
+    assert 'at least 5 points | +8.0 |' in table
+    assert 'less than 1 point | +0.4 |' in table
+    assert 'broken' not in table
+    assert report.curves(record_of())['A -> B'] == {
+        'student alone': {4: 59.0, 8: 59.4},
+        'KD': {2: 49.0, 4: 63.0},
+    }
+
+
+@pytest.mark.parametrize(
+    ('change', 'told'),
+    [
+        (dict(lead=4.9), '+4.9 (broken)'),
+        (dict(growth=1.0), '+1.0 (broken)'),
+        ('recipe', 'no (broken)'),
+        ('held_out', 'no (broken)'),
+        ('longer', 'not run'),
+    ],
+    ids=str,
+)
+def test_a_direction_that_breaks_a_rule_is_not_shown(change, told):
+    import report
+
+    record = record_of(**change) if isinstance(change, dict) else copy.deepcopy(record_of())
+    if change == 'recipe':
+        record['runs'][-1]['recipe'] = 'z'
+    if change == 'held_out':
+        record['runs'][0]['held_out'] = False
+    if change == 'longer':
+        del record['runs'][2]
+    table = report.table(record)
+    assert '| KD |' not in table
+    assert told in table
+    assert report.results(record) == ({}, {})
+
+
+@pytest.mark.parametrize('name', ['cifar100_long', 'cifar100_long_quick'])
+def test_every_row_has_one_recipe(name):
+    """The commands of a direction differ only in what the rows are about."""
+    known = planned(name)
+    students = [cell for cell in known if cell.row != 'teacher']
+    folders = [cell.folder for cell in known]
+    assert len({*folders}) == len(folders)
+    full = max(cell.epochs for cell in students if cell.full)
+    for direction, cells in itertools.groupby(
+        sorted(students, key=lambda cell: cell.direction), key=lambda cell: cell.direction
+    ):
+        recipes = {}
+        for cell in cells:
+            kept = [
+                option for option in cell.options if not option.startswith(('model.', '--method='))
+            ]
+            recipes.setdefault((cell.seed, cell.epochs), []).append((cell.row, kept))
+        for (_, epochs), found in recipes.items():
+            assert all(kept == found[0][1] for _, kept in found)
+            assert f'train_cfg.max_epochs={epochs}' in found[0][1]
+            assert 'val_dataloader.dataset.split=val' in found[0][1]
+        assert [row for row, _ in recipes[0, 2 * full]] == ['student alone'], direction
+    # a teacher comes after the one that it is distilled from
+    place = {cell.folder: i for i, cell in enumerate(known)}
+    assert all(place[cell.teacher] < place[cell.folder] for cell in known if cell.teacher)
+
+
+@pytest.mark.slow
+def test_a_protocol_from_its_trainings_to_its_record(tmp_path):
+    """Teacher, distilled teacher, student alone twice as long, KD; and nothing is done twice."""
+    options = {'param_scheduler': None, 'train_dataloader.batch_size': 20}
+    protocol = tmp_path / 'small.py'
+    protocol.write_text(
+        f'_base_ = {str(BENCHMARKS / "protocols/rows.py")!r}\n'
+        "pairs = {'ViT -> CNN': 'vit-w64_resnet18-w4'}\n"
+        'seeds, epochs, test = 1, 2, True\n'
+        "rows = ['student alone', 'KD']\n"
+        "curves = dict(rows=['KD'], directions=['ViT -> CNN'], epochs=[1])\n"
+        f"student = dict(dataset='digits', options={options})\n"
+        f"teacher = dict(dataset='digits', options={{'train_cfg.max_epochs': 6, **{options}}})\n"
+        "distilled_teachers = {'vit-w64': dict(pair='resnet18-w4_vit-w64', method='kd')}\n"
+    )
+    args = [BENCHMARKS / 'accuracy.py', protocol, '--work-dir', 'work', '--out', 'out']
+    run_tool(*args, '--workers', '1', cwd=tmp_path)
+    record = mmengine.load(tmp_path / 'out/small.json')
+    found = {(run['row'], run['model'], run['epochs'], run['full']) for run in record['runs']}
+    assert found == {
+        ('teacher', 'resnet18-w4', 6, True),
+        ('teacher', 'vit-w64', 6, True),
+        ('student alone', 'resnet18-w4', 2, True),
+        ('student alone', 'resnet18-w4', 4, False),
+        ('KD', 'resnet18-w4', 2, True),
+        ('KD', 'resnet18-w4', 1, False),
+    }
+    scored = {str(file.parent): mmengine.load(file) for file in tmp_path.rglob('test.json')}
+    for run in record['runs']:
+        folder = run['command'].rpartition('--work-dir=work_dirs/accuracy/')[2].rstrip("'")
+        assert run['top1'] == round(scored[str(tmp_path / 'work' / folder)]['accuracy/top1'], 2)
+    stamps = {file: file.stat().st_mtime for file in (tmp_path / 'work').rglob('*.pth')}
+    run_tool(*args, cwd=tmp_path)
+    assert {file: file.stat().st_mtime for file in (tmp_path / 'work').rglob('*.pth')} == stamps
+    assert mmengine.load(tmp_path / 'out/small.json') == record
+    # digits have no validation split of their own
+    assert 'no (broken)' in (tmp_path / 'out/small.md').read_text()
