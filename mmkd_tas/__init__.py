@@ -4,7 +4,7 @@ Importing this package mends the released OpenMMLab packages in place, so that
 they work on a current PyTorch; :func:`mmkd_tas.compat.applied` lists what was
 mended. Everything else registers itself when a config names it
 (``type='mmkd_tas.CrossArchDistill'``); :func:`distil` is for training loops of
-one's own.
+one's own, :class:`Classifier` for models of other libraries.
 """
 
 from typing import Any
@@ -14,13 +14,17 @@ from .version import __version__
 
 compat.apply()
 
-__all__ = ['__version__', 'distil']
+__all__ = ['Classifier', '__version__', 'distil']
 
 
 def __getattr__(name: str) -> Any:
-    # What it needs takes a second to import, and not every process needs it.
+    # What they need takes a second to import, and not every process needs it.
     if name == 'distil':
         from .loop import distil
 
         return distil
+    if name == 'Classifier':
+        from .models import Classifier
+
+        return Classifier
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

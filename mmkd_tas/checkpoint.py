@@ -3,7 +3,7 @@
 import hashlib
 import pickle
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -87,7 +87,8 @@ def load_weights(model: nn.Module, path: str | Path, what: str, classes: int | N
             checkpoint is meant, or a folder that Hugging Face or timm have written.
         what: Names the setting in the error, e.g. ``'teacher_ckpt'``.
         classes: Of the model, whose head stays as it is where that of the checkpoint is for
-            another number; without, it has to fit as everything else.
+            another number or missing; without, it has to fit as everything else. 0 for a
+            model without a head, for which that of the checkpoint is left out.
 
     Returns:
         The whole checkpoint.
@@ -115,7 +116,7 @@ def load_weights(model: nn.Module, path: str | Path, what: str, classes: int | N
         model.load_state_dict(weights, strict=True)
     except RuntimeError:
         weights, notes = adapted(model, weights)
-        if classes:
+        if classes is not None:
             weights, new = with_new_head(expected, weights, classes)
             notes += new
         try:
@@ -128,16 +129,26 @@ def load_weights(model: nn.Module, path: str | Path, what: str, classes: int | N
 
 
 def with_new_head(expected: dict, weights: dict, classes: int) -> tuple[dict, list[str]]:
-    """Give weights the model's own head, if theirs is for another number of classes.
+    """Give weights the model's own head, if theirs is for another number of classes or missing.
 
     Args:
         expected: State dict of the model.
         weights: Of a checkpoint, under the same names.
-        classes: Of the model.
+        classes: Of the model; 0 for one without a head, for which theirs is left out.
 
     Returns:
         The weights, and what there is to say about it.
     """
+    missing = [key for key in expected if key not in weights]
+    spare = [key for key in weights if key not in expected]
+    if classes == 0:
+        if missing or not _is_head([weights[key] for key in spare]):
+            return weights, []
+        kept = {key: weights[key] for key in expected}
+        return kept, [f'the model has no head, and that of the file ({_listed(spare)}) is left out']
+    head = {key: expected[key] for key in missing if expected[key].shape[:1] == (classes,)}
+    if head and len(head) == len(missing) and not spare and _is_head([*head.values()]):
+        return {**weights, **head}, [f'it has no head; that of the model ({_listed(head)}) is new']
     head = {
         key: value
         for key, value in expected.items()
@@ -153,6 +164,16 @@ def with_new_head(expected: dict, weights: dict, classes: int) -> tuple[dict, li
         f'it was trained for {counts.pop()} classes; the head for {classes} ({_listed(head)}) '
         'starts anew'
     ]
+
+
+def _is_head(values: list[Tensor]) -> bool:
+    """Whether weights are those of linear layers for one number of classes, with biases."""
+    shapes = [tuple(value.shape) for value in values]
+    return (
+        len({shape[:1] for shape in shapes}) == 1
+        and all(len(shape) in (1, 2) for shape in shapes)
+        and any(len(shape) == 2 for shape in shapes)
+    )
 
 
 def _unwrapped(checkpoint: dict) -> dict:
@@ -174,6 +195,8 @@ def _without_prefix(found: dict, expected: dict, path: str | Path, what: str) ->
     }
     fit = {p: len(expected.keys() & weights.keys()) for p, weights in candidates.items()}
     best = max(fit, key=fit.get)
+    if not fit[best]:
+        return next(_as_backbone(candidates.values(), expected.keys()), candidates[best])
     equal = [p for p in fit if p not in _PREFIXES and fit[p] == fit[best]]
     if best not in _PREFIXES and len(equal) > 1:
         raise SetupError(
@@ -181,6 +204,18 @@ def _without_prefix(found: dict, expected: dict, path: str | Path, what: str) ->
             'state_dict of the right one alone'
         )
     return candidates[best]
+
+
+def _as_backbone(candidates: Iterable[dict], expected: Collection[str]) -> Iterator[dict]:
+    """Give the weights of a backbone alone the names that they have in the whole model."""
+    for weights in filter(None, candidates):
+        first = next(iter(weights))
+        for key in expected:
+            if key.endswith(f'.{first}'):
+                front = key.removesuffix(first)
+                named = {f'{front}{name}': value for name, value in weights.items()}
+                if named.keys() <= expected:
+                    yield named
 
 
 def check_fit(expected: dict, weights: dict, path: str | Path, what: str) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .configs import method_config
 from .errors import SetupError
 from .models import Classifier, CrossArchDistill
+from .models.algorithms.cross_arch_distill import WITHOUT_LABELS
 from .outputs import num_classes
 from .records import normalisation
 from .registry import MODELS
@@ -131,22 +132,13 @@ class Distillation(nn.Module):
             **{'the modules of the method': algorithm.distiller},
         )
         samples = _samples(len(images), labels, indices)
-        if labels is None and self._needs_labels:
+        if labels is None and (readers := algorithm.label_readers):
             raise SetupError(
-                "labels are missing: the method or the student's own loss takes them; give them, "
-                'or build with calculate_student_loss=False and a method without labels (kd, rsd, '
-                'fitnet)'
+                f'labels are missing, which are needed by {", ".join(readers)}: give them, or '
+                f'build with {WITHOUT_LABELS}'
             )
         _, terms = algorithm.parse_losses(algorithm(images, samples, mode='loss'))
         return {name: term for name, term in terms.items() if 'loss' in name and name != 'loss'}
-
-    @property
-    def _needs_labels(self) -> bool:
-        sources = {
-            getattr(recorder, 'source', None)
-            for recorder in self.algorithm.distiller.student_recorders.recorders.values()
-        }
-        return self.algorithm.calculate_student_loss or bool(sources & {'labels', 'classes'})
 
 
 class _Wrapped(Classifier):

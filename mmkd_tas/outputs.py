@@ -21,6 +21,9 @@ def num_classes(model: nn.Module) -> int | None:
         count = getattr(part, 'num_classes', None)
         if isinstance(count, int):
             return count
+    for part in (model, getattr(model, 'model', None)):
+        if hasattr(part, 'base_model_prefix') and part.base_model is part:
+            return 0  # of Hugging Face, without the classifier around it
     # of LeNet5, InceptionV3 and VGG the backbone makes the logits, unless this is -1
     count = getattr(getattr(model, 'backbone', None), 'num_classes', None)
     return count if isinstance(count, int) and count > 0 else None

@@ -6,7 +6,7 @@ import safetensors.torch
 import timm
 import torch
 import torchvision
-from helpers import captured_log
+from helpers import captured_log, same
 from mmengine.registry import MODELS
 from torch import nn
 
@@ -192,6 +192,31 @@ def test_misfits_are_told_by_key(tmp_path):
     assert 'missing: ' in message
     assert 'unexpected: cls_token, ' in message
     assert 'holds no state_dict' in misfit(tmp_path, {'state_dict': {}})
+
+
+@pytest.mark.parametrize('prefix', ['', 'architecture.', 'module.'])
+def test_a_head_may_be_missing_on_either_side(tmp_path, prefix):
+    whole, other = classifier(), classifier()
+    file = saved(tmp_path, prefixed(prefix, whole.backbone.state_dict()))
+    load_weights(other, file, 'test', classes=10)
+    assert same(dict(other.backbone.state_dict()), dict(whole.backbone.state_dict()))
+    with pytest.raises(SetupError, match='2 missing: head.fc.weight, head.fc.bias'):
+        load_weights(other, file, 'test')
+    headless = MODELS.build(dict(type='mmkd_tas.Classifier', model=whole.backbone, num_classes=0))
+    file = saved(
+        tmp_path, prefixed(prefix, {**headless.state_dict(), 'fc.weight': torch.ones(7, 8)})
+    )
+    load_weights(headless, file, 'test', classes=0)
+    with pytest.raises(SetupError, match='1 unexpected: fc.weight'):
+        load_weights(headless, file, 'test')
+
+
+@pytest.mark.parametrize('key', ['head.fc.bias', 'backbone.conv1.weight', 'backbone.bn1.weight'])
+def test_nothing_but_a_head_may_be_missing(tmp_path, key):
+    weights = classifier(channels=10).state_dict()  # as many as there are classes
+    del weights[key]
+    with pytest.raises(SetupError, match=f'1 missing: {key}'):
+        load_weights(classifier(channels=10), saved(tmp_path, weights), 'test', classes=10)
 
 
 def test_unreadable_files(tmp_path):

@@ -317,9 +317,13 @@ def test_mixing(file, own_images, tmp_path, monkeypatch):
     teacher = config.model.teacher
     classes = config.data_preprocessor.num_classes
     set_num_classes(teacher, classes)
-    checkpoint = tmp_path / config.model.teacher_ckpt
-    checkpoint.parent.mkdir()
-    torch.save(MODELS.build(teacher).state_dict(), checkpoint)
+    if teacher.pop('pretrained', False):
+        teacher.depth = 4
+        config.model.random_teacher = True
+    else:
+        checkpoint = tmp_path / config.model.teacher_ckpt
+        checkpoint.parent.mkdir()
+        torch.save(MODELS.build(teacher).state_dict(), checkpoint)
     model = built(config).train()
     if config.train_dataloader.dataset.type == 'CustomDataset':
         config.train_dataloader.dataset.data_root = str(own_images / 'mine')

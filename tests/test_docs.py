@@ -5,8 +5,14 @@ import fnmatch
 import inspect
 import itertools
 import re
+import runpy
+import shutil
+import sys
+from pathlib import Path
 
+import pairs
 import pytest
+import test_methods
 import timm
 import torch
 from helpers import REPO
@@ -15,8 +21,9 @@ from mmengine.registry import MODELS
 from mmpretrain.structures import DataSample
 from pairs import batch, distillation
 
-from mmkd_tas import cli
-from mmkd_tas.models import CrossArchDistill
+from mmkd_tas import cli, configs
+from mmkd_tas.models import CrossArchDistill, losses
+from mmkd_tas.registry import MODELS as OWN_MODELS
 
 PAGES = (REPO / 'README.md', *sorted((REPO / 'docs').glob('*.md')))
 
@@ -134,3 +141,48 @@ def test_the_baselines_of_other_tables():
     for loss in losses.values():
         del loss['type']
     assert losses == theirs
+
+
+def titled_blocks(file):
+    """Return the code of a page that says in which file it goes, by that file."""
+    pattern = r'```python title="(.*?)"\n(.*?)```'
+    return dict(re.findall(pattern, (REPO / file).read_text(), re.DOTALL))
+
+
+def test_adding_a_method_as_the_guide_says(tmp_path, monkeypatch):
+    guide = titled_blocks('docs/architecture.md')
+    shutil.copytree(REPO / 'configs/_base_', tmp_path / 'configs/_base_')
+    for name, code in guide.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(code)
+    loss, config, tests = guide
+    # as if the files were there
+    monkeypatch.setattr(losses, '__path__', [*losses.__path__, str((tmp_path / loss).parent)])
+    monkeypatch.setattr(pairs, 'REPO', tmp_path)
+    monkeypatch.setattr(configs, 'BASES', tmp_path / 'configs/_base_')
+    registered = {**OWN_MODELS.module_dict}
+    try:
+        test_functions = runpy.run_path(str(tmp_path / tests))
+        for name, test in test_functions.items():
+            if name.startswith('test_'):
+                test()
+        test_methods.test_every_pair_takes_a_step(Path(config).stem, 'vit', 'resnet')
+        (command,) = blocks('docs/architecture.md', 'bash')
+        parser = argparse.ArgumentParser()
+        cli.add_run_arguments(parser)
+        composed = cli.load_config(parser.parse_args(command.replace('\\\n', '').split()[2:]))
+        assert composed.model.distiller.distill_losses.keys() == {'loss_at3', 'loss_at4'}
+    finally:
+        OWN_MODELS._module_dict = registered
+        sys.modules.pop(f'{losses.__name__}.{Path(loss).stem}', None)
+
+
+def test_the_walk_names_what_is_there():
+    """What a link of the page is called is defined in the file that it leads to."""
+    text = (REPO / 'docs/architecture.md').read_text()
+    named = re.findall(r'\[`([\w.]+)`\]\(\.\./([^)]+)\)', text)
+    assert len(named) > 20
+    for name, file in named:
+        defined = name.rpartition('.')[2]
+        if Path(file).name != name:
+            assert re.search(rf'^ *(def|class) {defined}\b', (REPO / file).read_text(), re.M), name

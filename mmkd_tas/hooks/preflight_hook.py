@@ -1,15 +1,19 @@
 """What is worth knowing before the first step of a training."""
 
 import torch
-from mmengine.dataset import InfiniteSampler
+from mmengine.dataset import ConcatDataset, InfiniteSampler
 from mmengine.dist import all_gather_object, get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop, Runner, ValLoop, autocast, find_latest_checkpoint
+from mmpretrain.models import ImageClassifier
+from mmpretrain.structures import DataSample
 from mmrazor.engine.hooks import StopDistillHook
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from ..checkpoint import check_fit, fingerprint, overridden, with_new_head
 from ..errors import NO_GAIN, SetupError
+from ..models import Classifier
+from ..models.algorithms.cross_arch_distill import WITHOUT_LABELS
 from ..models.distillers import StageDistiller
 from ..models.utils import classes_of, unwrapped
 from ..registry import HOOKS
@@ -34,6 +38,7 @@ class PreflightHook(Hook):
       weights is stored in the checkpoints. Settings of the config that give way to
       the checkpoint's (learning rate, schedule, seed) are told.
     - The data sets and the heads must agree on the number of classes.
+    - Without labels, nothing may want to learn from them.
     - The images must have the size with which the stages were looked up, and as many channels
       as student and teacher take.
     - All processes must have equally many batches, or they would wait for each other forever.
@@ -131,6 +136,7 @@ class PreflightHook(Hook):
         self._check_batches(runner)
         self._check_epochs(runner, model)
         self._check_classes(runner, model)
+        self._check_labels(runner, model)
         self._check_images(runner, model)
         self._check_single_images(runner, model)
         if hasattr(model, 'teacher_val_step'):
@@ -244,13 +250,42 @@ class PreflightHook(Hook):
         loaders = {'train_dataloader': runner.train_dataloader}
         if runner.val_loop is not None:
             loaders['val_dataloader'] = runner.val_loop.dataloader
+        if heads == 0 and len(loaders) > 1:
+            raise SetupError(
+                'val_dataloader: the student has no head (num_classes=0) and predicts nothing that '
+                'could be validated: set val_dataloader, val_evaluator and val_cfg to None '
+                '(--no-validate), or give it num_classes'
+            )
         for name, loader in loaders.items():
             classes = getattr(loader.dataset, 'metainfo', {}).get('classes')
-            if None not in (classes, heads) and len(classes) != heads:
+            if classes is not None and heads and len(classes) != heads:
                 raise SetupError(
                     f'{name}: the data set has {len(classes)} classes and the head of the model '
                     f'{heads}; set num_classes={len(classes)} in the head, or choose other data'
                 )
+
+    def _check_labels(self, runner: Runner, model) -> None:
+        """Look at the first image of each training data set."""
+        readers = getattr(model, 'label_readers', None)
+        if readers is None and type(model) in (Classifier, ImageClassifier):
+            readers = ['a training without a teacher']
+        dataset = runner.train_dataloader.dataset
+        if isinstance(dataset, IterableDataset):
+            return
+        parts = dataset.datasets if isinstance(dataset, ConcatDataset) else [dataset]
+        samples = [part[0] for part in parts]
+        found = [s.get('data_samples') for s in samples if isinstance(s, dict)]
+        found = ['gt_label' in s or 'gt_score' in s for s in found if isinstance(s, DataSample)]
+        if readers and not all(found):
+            raise SetupError(
+                'train_dataloader: there are images without labels, which are needed by '
+                f'{", ".join(readers)}: give data with labels, or distil with {WITHOUT_LABELS}'
+            )
+        if len({*found}) > 1:
+            raise SetupError(
+                'train_dataloader: some of the data sets have labels and others do not, and a '
+                'batch needs one kind: set with_label=False in all of them'
+            )
 
     def _check_images(self, runner: Runner, model) -> None:
         if not isinstance(getattr(model, 'distiller', None), StageDistiller):

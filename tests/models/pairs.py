@@ -1,5 +1,6 @@
 """Distillations of any pair of the zoo under any method's config."""
 
+import pytest
 import torch
 from helpers import REPO
 from mmengine.config import Config
@@ -45,6 +46,22 @@ def distillation(method, student, teacher, options=None, channels=(3, 3), **keys
         if parameter.ndim > 1 and not parameter.any():  # logits of 0, as from new mixers of timm
             torch.nn.init.normal_(parameter, std=0.1)
     return model
+
+
+def hugging_face(folder, kind='Dinov2', **keys):
+    """The config of a small model of Hugging Face, saved in a folder."""
+    transformers = pytest.importorskip('transformers')
+    config = getattr(transformers, f'{kind}Config')(
+        hidden_size=24,
+        num_attention_heads=2,
+        num_hidden_layers=6,
+        intermediate_size=48,
+        mlp_ratio=2,
+        image_size=32,
+        patch_size=8,
+    )
+    getattr(transformers, f'{kind}ForImageClassification')(config).save_pretrained(folder)
+    return dict(type='mmkd_tas.Classifier', model=f'hf:{folder}', pretrained=True, **keys)
 
 
 def batch(model, images=4, soft=False):

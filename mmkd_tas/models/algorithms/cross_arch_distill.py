@@ -28,6 +28,12 @@ from ..utils import classes_of, count_parameters, sent
 from .teacher_cache import TeacherCache
 from .teacher_input import TeacherInput
 
+# What goes with images that have no labels.
+WITHOUT_LABELS = (
+    'calculate_student_loss=False and a method without labels (rsd, fitnet, rkd, cc, kd-features; '
+    'from a teacher with a head also kd, dist)'
+)
+
 
 @MODELS.register_module()
 class CrossArchDistill(SingleTeacherDistill):
@@ -91,7 +97,8 @@ class CrossArchDistill(SingleTeacherDistill):
 
     Raises:
         SetupError: If the teacher has no weights, a checkpoint does not fit, student and
-            teacher have different numbers of classes, or ``teacher_input`` is not understood.
+            teacher have different numbers of classes, a student without a head is to learn
+            labels, or ``teacher_input`` is not understood.
     """
 
     default_hooks = SAFETY_HOOKS
@@ -171,6 +178,11 @@ class CrossArchDistill(SingleTeacherDistill):
         self.equal_batches = False
         self.teacher.eval()
         self._check_classes()
+        if self.calculate_student_loss and classes_of(self.student) == 0:
+            raise SetupError(
+                'model.architecture: the student has no head (num_classes=0), and so learns no '
+                'labels: set model.calculate_student_loss=False, or give it num_classes'
+            )
         channels = view_of(self.teacher).channels
         self.teacher_inputs = TeacherInput(
             teacher_input or {}, self.data_preprocessor, records, channels, input_size
@@ -236,6 +248,22 @@ class CrossArchDistill(SingleTeacherDistill):
             logits = view_of(getattr(self, side)).logits_module
             return f'{logits}.'.startswith(f'{recorder.source}.')
         return False
+
+    @property
+    def label_readers(self) -> list[str]:
+        """What takes the labels of the training images, as keys of the config; else empty."""
+        readers = ['calculate_student_loss'] if self.calculate_student_loss else []
+        recorders = self.distiller.student_recorders.recorders
+        labelled = {
+            name
+            for name, recorder in recorders.items()
+            if getattr(recorder, 'source', None) in ('labels', 'classes')
+        }
+        for loss, mapping in getattr(self.distiller, 'loss_forward_mappings', {}).items():
+            references = [r if isinstance(r, str) else r['recorder'] for r in mapping.values()]
+            if labelled & {*references, *(r.removeprefix('student.') for r in references)}:
+                readers.append(f'distiller.distill_losses.{loss}')
+        return readers
 
     def _prepare_precision(self, name: str | None) -> None:
         names = ('bfloat16', 'float16', 'float32')
@@ -408,7 +436,8 @@ def _load_teacher(teacher: nn.Module, path: str | None) -> tuple[str | None, dic
     if path is None and isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
         path = init_cfg['checkpoint']
     if path is not None:
-        return path, load_weights(teacher, path, 'model.teacher_ckpt')
+        headless = 0 if classes_of(teacher) == 0 else None
+        return path, load_weights(teacher, path, 'model.teacher_ckpt', headless)
     if not getattr(teacher, '_is_init', False):
         teacher.init_weights()
     return None, None

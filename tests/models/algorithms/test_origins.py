@@ -6,6 +6,7 @@ from helpers import REPO, same
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmpretrain.structures import DataSample
+from pairs import hugging_face
 from torch import nn
 
 from mmkd_tas.errors import SetupError
@@ -30,22 +31,6 @@ class OwnNet(nn.Module):
 
 
 OWN = dict(type='mmkd_tas.Classifier', model=dict(type=f'{OwnNet.__module__}.OwnNet'))
-
-
-def hugging_face(folder, kind='Dinov2', **keys):
-    """The config of a small model of Hugging Face, saved in a folder."""
-    transformers = pytest.importorskip('transformers')
-    config = getattr(transformers, f'{kind}Config')(
-        hidden_size=24,
-        num_attention_heads=2,
-        num_hidden_layers=6,
-        intermediate_size=48,
-        mlp_ratio=2,
-        image_size=32,
-        patch_size=8,
-    )
-    getattr(transformers, f'{kind}ForImageClassification')(config).save_pretrained(folder)
-    return dict(type='mmkd_tas.Classifier', model=f'hf:{folder}', pretrained=True, **keys)
 
 
 def of_mmpretrain(head, **keys):
