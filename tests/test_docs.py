@@ -18,6 +18,7 @@ import torch
 from helpers import REPO
 from mmengine.config import Config
 from mmengine.registry import MODELS
+from mmpretrain import get_model
 from mmpretrain.structures import DataSample
 from pairs import batch, distillation
 
@@ -95,6 +96,46 @@ def test_stages_as_references():
 def test_links_lead_somewhere(file):
     for target in re.findall(r'\]\((?!http)([^)#]+)', file.read_text()):
         assert (file.parent / target).exists(), target
+
+
+# What the file of a model of MMPretrain and of timm is called there.
+PUBLISHED = {
+    'convnext-t': 'convnext-tiny_32xb128_in1k',
+    'deit-s': 'deit-small_4xb256_in1k',
+    'deit-t': 'deit-tiny_4xb256_in1k',
+    'mixer-b16': 'mlp-mixer-base-p16_3rdparty_64xb64_in1k',
+    'mobilenetv2': 'mobilenet-v2_8xb32_in1k',
+    'resnet18': 'resnet18_8xb32_in1k',
+    'resnet34': 'resnet34_8xb32_in1k',
+    'resnet50': 'resnet50_8xb32_in1k',
+    'swin-t': 'swin-tiny_16xb64_in1k',
+    'vit-s': 'vit_small_patch16_224',
+    'vit-b': 'vit_base_patch16_224',
+    'resmlp-s12': 'resmlp_12_224',
+    'resnet50-stronger': 'resnet50',
+}
+
+
+def shapes(model):
+    return {key.removeprefix('model.'): value.shape for key, value in model.state_dict().items()}
+
+
+@pytest.mark.slow
+def test_which_file_fits_which_model():
+    """The models that docs/configs.md lists have the layouts of what the libraries publish."""
+    text = (REPO / 'docs/configs.md').read_text()
+    rows = [
+        re.search(rf'^\| {library} \|(.*?)[;|]', text, re.MULTILINE)[1]
+        for library in ("MMPretrain's, of ImageNet", "timm's")
+    ]
+    ours, timms = (re.findall('`(.*?)`', row) for row in rows)
+    assert {*ours, *timms} == PUBLISHED.keys()
+    for name in (*ours, *timms):
+        (file,) = (REPO / 'configs/_base_/models').glob(f'*/{name}.py')
+        cfg = Config.fromfile(file)[name.replace('-', '_')]
+        configs.set_num_classes(cfg, 1000)
+        theirs = timm.create_model if name in timms else get_model
+        assert shapes(MODELS.build(cfg)) == shapes(theirs(PUBLISHED[name])), name
 
 
 def spelled_out(option):
