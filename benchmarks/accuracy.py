@@ -99,13 +99,13 @@ class Cell:
         folder = root / self.folder
         return (folder / 'last_checkpoint').is_file() and Run.read(folder).finished
 
-    def record(self, root: Path) -> dict:
-        """Return what is kept of its run: command and metrics."""
+    def record(self, root: Path, test: bool) -> dict:
+        """Return what is kept of its run: command and metrics, on the test images if asked."""
         run = Run.read(root / self.folder)
         steps = sorted(run.train)[:: -(-len(run.train) // 20)]
         command = ['python', 'tools/train.py', *self.arguments(WORK_DIR)]
         tested = root / self.folder / 'test.json'
-        top1 = mmengine.load(tested)['accuracy/top1'] if tested.is_file() else run.top1
+        top1 = mmengine.load(tested)['accuracy/top1'] if test else run.top1
         return dict(
             row=self.row,
             direction=self.direction,
@@ -313,11 +313,11 @@ def main() -> None:
     about = dict(
         protocol=protocol.name,
         seeds=len(args.seeds or range(protocol.seeds)),
-        rules='epochs' in protocol,
+        rules=protocol.get('rules', 'epochs' in protocol),
         torch=torch.__version__,
         threads=args.threads,
     )
-    runs = [cell.record(args.work_dir) for cell in known if cell.finished(args.work_dir)]
+    runs = [cell.record(args.work_dir, test) for cell in known if cell.finished(args.work_dir)]
     args.out.mkdir(parents=True, exist_ok=True)
     text = ',\n'.join(json.dumps(run) for run in runs)  # one run per line
     about = json.dumps(about)[:-1]

@@ -161,7 +161,7 @@ def test_a_direction_that_breaks_a_rule_is_not_shown(change, told):
     assert report.results(record) == ({}, {})
 
 
-@pytest.mark.parametrize('name', ['cifar100_long', 'cifar100_long_quick'])
+@pytest.mark.parametrize('name', ['cifar100_long', 'cifar100_long_quick', 'cifar100_long_val'])
 def test_every_row_has_one_recipe(name):
     """The commands of a direction differ only in what the rows are about."""
     known = planned(name)

@@ -1,4 +1,7 @@
 # Rows of the tables: a method, and options on top of it
+_pairs = ('ts', 'ta', 'as')
+_features = [f'loss_{pair}_features' for pair in _pairs]
+_logits = [f'loss_{pair}_logits' for pair in _pairs]
 known_rows = {
     'student alone': dict(method='student'),
     'KD': dict(method='kd'),
@@ -14,11 +17,11 @@ known_rows = {
     'TAS': dict(method='tas'),
     'TAS, without InfoNCE': dict(
         method='tas',
-        losses={f'loss_{pair}_features.loss_weight': 0 for pair in ('ts', 'ta', 'as')},
+        losses={f'{loss}.loss_weight': 0 for loss in _features},
     ),
     'TAS, without OFA': dict(
         method='tas',
-        losses={f'loss_{pair}_logits.loss_weight': 0 for pair in ('ts', 'ta', 'as')},
+        losses={f'{loss}.loss_weight': 0 for loss in _logits},
     ),
     'TAS, without L(t -> a)': dict(
         method='tas',
@@ -38,6 +41,36 @@ known_rows = {
     'RSD': dict(method='rsd'),
     'TAS, RSD for InfoNCE': dict(method='tas-rsd'),
     'TAS-RSD': dict(method='tas-rsd'),
+    'TAS-RSD, half the weights': dict(
+        method='tas-rsd',
+        losses={
+            **{f'{loss}.loss_weight': 0.05 for loss in _features},
+            **{f'{loss}.loss_weight': 0.5 for loss in _logits},
+        },
+    ),
+    'TAS-RSD, T = 4': dict(method='tas-rsd', losses={f'{loss}.tau': 4 for loss in _logits}),
+    'TAS-RSD, assistant not detached': dict(
+        method='tas-rsd',
+        losses={f'loss_as_{kind}.detach_target': False for kind in ('features', 'logits')},
+    ),
+    'TAS-RSD, split after stage 2': dict(method='tas-rsd', connectors={'assistant.split': 2}),
+    # to 0 at the end of 40 epochs
+    'TAS-RSD, features fade out': dict(
+        method='tas-rsd',
+        schedules={
+            f'{loss}.{key}': value
+            for loss in _features
+            for key, value in (('end', 40), ('decay', 'cosine'))
+        },
+    ),
+    'TAS-RSD, all fades out': dict(
+        method='tas-rsd',
+        schedules={
+            f'{loss}.{key}': value
+            for loss in [*_features, *_logits]
+            for key, value in (('end', 40), ('decay', 'cosine'))
+        },
+    ),
     'TAS + HCD': dict(method='tas-hcd'),
     'TAS + HCD, target not detached': dict(
         method='tas-hcd', losses={'loss_hcd.detach_target': False}

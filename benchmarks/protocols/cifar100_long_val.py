@@ -1,0 +1,21 @@
+# One change at a time to TAS-RSD, on the validation images of the trainings of cifar100_long.py;
+# run `--quick`, with its teachers and the rows that both have
+_base_ = './cifar100_long.py'
+test = False
+rules = False
+teachers = students = 'cifar100_long'
+seeds = 1
+rows = [
+    'student alone',
+    'KD, T = 4',
+    'TAS',
+    'TAS-RSD',
+    'TAS-RSD, half the weights',
+    'TAS-RSD, T = 4',
+    'TAS-RSD, assistant not detached',
+    'TAS-RSD, split after stage 2',
+    'TAS-RSD, features fade out',
+    'TAS-RSD, all fades out',
+]
+curves = dict(rows=[])
+quick = dict(teachers='cifar100_long_quick', students='cifar100_long_quick', rows=rows)
