@@ -10,6 +10,8 @@ exec((here / 'mmkd_tas/version.py').read_text(), version)
 # mmcv-lite and mmcv provide the same module. Who has the full mmcv keeps it with
 #   MMKD_TAS_WITH_MMCV=1 pip install -e .
 mmcv = 'mmcv' if os.environ.get('MMKD_TAS_WITH_MMCV') == '1' else 'mmcv-lite'
+# the site, mkdocs.yml
+docs = ['latex2mathml>=3.77', 'mkdocs-material>=9.5', 'mkdocstrings[python]>=0.27']
 
 setup(
     name='mmkd_tas',
@@ -45,6 +47,14 @@ setup(
         'accelerate': ['accelerate>=0.30'],
         'lightning': ['lightning>=2.2'],
         'hf': ['transformers>=4.40'],
-        'test': ['pytest>=8', 'pytest-xdist>=3', 'ruff>=0.6', 'transformers>=4.40'],
+        'docs': docs,
+        'test': [
+            'mypy>=1.10',
+            'pytest>=8',
+            'pytest-xdist>=3',
+            'ruff>=0.6',
+            'transformers>=4.40',
+            *docs,
+        ],
     },
 )

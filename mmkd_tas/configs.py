@@ -89,7 +89,7 @@ def check_sections(config: Config) -> None:
         SetupError: If one of them has a key that nothing would read.
     """
     for path, known in _SECTIONS.items():
-        node = config if path else {}  # any variable of a config is a key of it
+        node: Any = config if path else {}  # any variable of a config is a key of it
         for key in path.split('.'):
             node = node.get(key) if hasattr(node, 'keys') else None
             if path != 'optim_wrapper.clip_grad' and hasattr(node, 'keys'):
@@ -141,8 +141,8 @@ def compose(dataset: str, pair: str, method: str) -> Config:
         for role, file in files.items()
     }
     trained = method if method in ALONE else 'student'
-    if files[trained]:
-        family = files[trained].parent.name
+    if file := files[trained]:
+        family = file.parent.name
     else:
         family = _family_of(ROOT_MODELS.build(dict(type=_CLASSIFIER, model=names[trained])))
     kinds = (*(['teacher'] if method == 'teacher' else []), names[trained], family)
@@ -152,7 +152,7 @@ def compose(dataset: str, pair: str, method: str) -> Config:
         raise SetupError(
             f"--dataset: there is no recipe '{missing}' to train {names[trained]} with"
         )
-    bases = [recipe, *dict.fromkeys(file for file in files.values() if file)]
+    bases: list[Path | None] = [recipe, *dict.fromkeys(file for file in files.values() if file)]
     if method in ALONE:
         name, joined = names[method], f'model = {models[method]}'
     else:
@@ -229,8 +229,7 @@ def set_num_classes(model: dict, count: int | None) -> None:
     if count is None or 'cfg_path' in model:
         return
     for part in (model, model.get('head'), model.get('backbone')):
-        argument = _argument_for_classes(part) if isinstance(part, dict) else None
-        if argument is not None:
+        if isinstance(part, dict) and (argument := _argument_for_classes(part)) is not None:
             part.setdefault(argument, count)
             return
 

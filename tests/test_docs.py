@@ -16,13 +16,15 @@ import test_methods
 import timm
 import torch
 from helpers import REPO
+from mkdocs.commands.build import build as build_site
+from mkdocs.config import load_config as load_site
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmpretrain import get_model
 from mmpretrain.structures import DataSample
 from pairs import batch, distillation
 
-from mmkd_tas import cli, configs
+from mmkd_tas import cli, configs, models
 from mmkd_tas.models import CrossArchDistill, losses
 from mmkd_tas.registry import MODELS as OWN_MODELS
 
@@ -227,3 +229,19 @@ def test_the_walk_names_what_is_there():
         defined = name.rpartition('.')[2]
         if Path(file).name != name:
             assert re.search(rf'^ *(def|class) {defined}\b', (REPO / file).read_text(), re.M), name
+
+
+def test_the_site_is_built_and_its_links_lead_somewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(REPO)  # the API is read from the sources there
+    config = load_site(str(REPO / 'mkdocs.yml'), strict=True, site_dir=str(tmp_path))
+    config.plugins.on_startup(command='build', dirty=False)
+    build_site(config)  # any warning is an error
+    methods = (tmp_path / 'methods/index.html').read_text()
+    source = (REPO / 'docs/methods.md').read_text()
+    assert methods.count('class="mermaid"') == source.count('```mermaid')
+    assert methods.count('<math ') > 40
+    api = (tmp_path / 'api/models/index.html').read_text()
+    assert all(f'id="mmkd_tas.models.{name}"' in api for name in models.__all__)
+    for file in (tmp_path / 'api').rglob('*.html'):
+        for left in ('class="arithmatex"', ':class:', ':func:', '.. math', '<blockquote'):
+            assert left not in file.read_text(), (file, left)

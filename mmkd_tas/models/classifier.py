@@ -81,12 +81,12 @@ class Classifier(BaseClassifier):
         if isinstance(model, str):
             model, num_classes = build_named(model, pretrained, num_classes, img_size, **kwargs)
         elif pretrained or img_size or kwargs:
-            given = [*kwargs, *(['pretrained'] * pretrained), *(['img_size'] * bool(img_size))]
+            names = [*kwargs, *(['pretrained'] * pretrained), *(['img_size'] * bool(img_size))]
             raise SetupError(
-                f'model: {", ".join(given)} is for models by name; put it into the dict of model'
+                f'model: {", ".join(names)} is for models by name; put it into the dict of model'
             )
         else:
-            given = {}
+            given: dict = {}
             if isinstance(model, dict):
                 given = dict(model)
                 set_num_classes(given, num_classes)
@@ -133,7 +133,7 @@ class Classifier(BaseClassifier):
         if mode == 'tensor':
             return self._logits(self.model(inputs, **self._arguments))
         if mode == 'loss':
-            return self.loss(inputs, data_samples)
+            return self.loss(inputs, data_samples or [])
         if mode == 'predict':
             return self.predict(inputs, data_samples)
         raise ValueError(f"mode: {mode!r} is none of 'tensor', 'loss' and 'predict'")

@@ -56,8 +56,8 @@ class StageDistiller(ConfigurableDistiller):
     - Records are dropped when the losses are computed.
 
     Args:
-        student_recorders, teacher_recorders, distill_deliveries, connectors,
-            distill_losses, loss_forward_mappings: As in MMRazor, with the
+        student_recorders, teacher_recorders, distill_deliveries: As in MMRazor.
+        connectors, distill_losses, loss_forward_mappings: As in MMRazor, with the
             references above. A loss may return several named terms.
         loss_schedules: Factors of losses that change during training, by the name of
             the loss: ``dict(loss_kd=dict(warmup=5, end=100, decay='cosine'))``, in
