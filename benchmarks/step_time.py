@@ -1,9 +1,13 @@
 """Time a step of each method against its floor: python benchmarks/step_time.py
 
 The floor is a plain step of the student plus a forward of the teacher without gradients.
+tas:conv is TAS with that block of its assistant's projector.
 A name that ends in -cached replays the teacher's answers (TeacherCache) and is to be held
 against the student alone. The variants run in turn, round after round, in one process;
 told are the medians. Memory is what a step keeps for its backward pass (without weights).
+
+With --host it times what the program does in a forward beside the tensor operations, which cost
+nothing then: their results are made from shapes that were recorded before.
 """
 
 import argparse
@@ -11,7 +15,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -22,6 +28,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmkd_tas.models import ComplementaryFeatureMapper, HCDLoss, StageConnector
 from mmkd_tas.models.connectors.blocks import pool_of, pool_width
@@ -101,14 +108,20 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--input', type=int, default=224, help='side of the images, pixels')
     parser.add_argument('--batch', type=int, default=16)
     parser.add_argument('--rounds', type=int, default=20)
+    parser.add_argument('--amp', choices=('float16', 'bfloat16'), help='autocast of all variants')
+    parser.add_argument('--channels-last', action='store_true')
+    parser.add_argument('--compile', action='store_true', help='torch.compile of both models')
+    parser.add_argument('--host', action='store_true', help='time the program, not the tensors')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     return parser.parse_args()
 
 
 def build(method: str, args: argparse.Namespace) -> nn.Module:
     """Build a distillation."""
-    name = method.removesuffix('-cached').removesuffix('-loop')
+    name, _, block = method.removesuffix('-cached').removesuffix('-loop').partition(':')
     distiller = Config.fromfile(METHODS / f'{name}.py').distiller
+    if block:
+        distiller.connectors.assistant.block = block
     if method == 'hcd-loop':
         distiller.connectors.mapper.type = 'LoopMapper'
         distiller.distill_losses.loss_hcd.type = 'LoopHCDLoss'
@@ -127,6 +140,9 @@ def build(method: str, args: argparse.Namespace) -> nn.Module:
             teacher=teacher,
             input_size=args.input,
             distiller=distiller,
+            channels_last=args.channels_last,
+            student_compile=args.compile,
+            teacher_compile=args.compile,
             teacher_cache=dict(path=tempfile.mkdtemp()) if method.endswith('-cached') else None,
         )
     )
@@ -163,27 +179,41 @@ def variants(args: argparse.Namespace) -> dict[str, tuple[nn.Module, Callable[[]
     channels = base.student.stage_view.channels
     images = torch.randn(args.batch, channels, args.input, args.input, device=args.device)
 
+    def autocast() -> torch.autocast:
+        precision = getattr(torch, args.amp or 'bfloat16')
+        return torch.autocast(images.device.type, precision, enabled=bool(args.amp))
+
+    def alone() -> Tensor:
+        with autocast():
+            return total(base.student(images, samples, mode='loss'))
+
     def floor() -> Tensor:
-        with torch.no_grad():
+        with torch.no_grad(), autocast():
             base.teacher(images)
-        return total(base.student(images, samples, mode='loss'))
+        return alone()
+
+    def distilled(model: nn.Module) -> Tensor:
+        with autocast():
+            return total(model(images, samples, mode='loss'))
 
     compared = {
-        'student alone': (base.student, lambda: total(base.student(images, samples, mode='loss'))),
+        'student alone': (base.student, alone),
         'floor': (base.student, floor),
     }
     for method, model in models.items():
-        compared[method] = (
-            model,
-            lambda model=model: total(model(images, samples, mode='loss')),
-        )
+        compared[method] = (model, partial(distilled, model))
     if 'tas' in models:
         assistant = models['tas'].distiller.connectors['assistant']
         shape = models['tas'].student.stage_view.stage(3).shape
         if assistant.inputs[0].startswith('teacher'):
             shape = models['tas'].teacher.stage_view.stage(3).shape
         feature = torch.randn(args.batch, *shape, device=args.device, requires_grad=True)
-        compared['assistant alone'] = (assistant, lambda: assistant(feature).logits.sum())
+
+        def assisted() -> Tensor:
+            with autocast():
+                return assistant(feature).logits.float().sum()
+
+        compared['assistant alone'] = (assistant, assisted)
     return compared
 
 
@@ -205,11 +235,80 @@ def kept_for_backward(model: nn.Module, forward: Callable[[], Tensor]) -> float:
     return size
 
 
-def main() -> None:
-    """Compare the variants, and print the table."""
-    args = parse_args()
-    init_default_scope('mmpretrain')
-    compared = variants(args)
+class NoWork(TorchDispatchMode):
+    """Record the operations of a forward; then return, in place of each, memory of its shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple] = []
+        self.known: list[tuple] = []
+        self.left = None
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: Any = None
+    ) -> Any:
+        """Run an operation, or do as if."""
+        if self.left is None:
+            result = func(*args, **(kwargs or {}))
+            in_place = func._schema.is_mutable and torch.is_tensor(result)
+            self.calls.append((func, args, kwargs or {}))
+            self.known.append((func, None if in_place else result))
+            return result
+        known, result = next(self.left)
+        while known is not func:  # which only the recording needed
+            known, result = next(self.left)
+        return args[0] if result is None else self._like(result)
+
+    def _like(self, result: Any) -> Any:
+        if torch.is_tensor(result):
+            keys = dict(dtype=result.dtype, device=result.device)
+            return torch.empty_strided(result.shape, result.stride(), **keys)
+        return tuple(map(self._like, result)) if isinstance(result, tuple | list) else result
+
+    def time(self, function: Callable[[], Any]) -> float:
+        """Return the time of the processor that a call takes, ms."""
+        self.left = iter(self.known)
+        with self:
+            start = time.process_time()
+            function()
+            return 1e3 * (time.process_time() - start)
+
+
+def host_times(
+    compared: dict[str, tuple[nn.Module, Callable[[], Tensor]]], rounds: int
+) -> list[tuple[str, ...]]:
+    """Return rows: a variant, its operations, ms of the whole forward, of these, of the rest."""
+    recorded = {}
+    for name, (_, forward) in compared.items():
+        forward()
+        with NoWork() as work:
+            forward()
+        recorded[name] = work, forward
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in recorded}
+    for _ in track(range(rounds), 'rounds'):
+        for name, (work, forward) in recorded.items():
+
+            def repeat(calls: list[tuple] = work.calls) -> None:
+                for func, args, kwargs in calls:
+                    func(*args, **kwargs)
+
+            times[name].append((work.time(forward), work.time(repeat)))
+    rows = []
+    for name, pairs in times.items():
+        # What disturbs makes it longer: so the fast ones tell the truth.
+        whole, alone, rest = (
+            statistics.quantiles(values, n=10)[0]
+            for values in (*zip(*pairs, strict=True), [a - b for a, b in pairs])
+        )
+        count = len(recorded[name][0].calls)
+        rows.append((name, f'{count}', f'{whole:.2f}', f'{alone:.2f}', f'{rest:.2f}'))
+    return rows
+
+
+def step_times(
+    compared: dict[str, tuple[nn.Module, Callable[[], Tensor]]], args: argparse.Namespace
+) -> tuple[list[tuple[str, ...]], dict[str, float]]:
+    """Return rows, and each variant's time over the floor."""
     cuda = args.device.startswith('cuda')
     synchronise = torch.cuda.synchronize if cuda else lambda: None
     memory = {name: kept_for_backward(*pair) for name, pair in compared.items()}
@@ -225,12 +324,6 @@ def main() -> None:
             step()
             synchronise()
             seconds[name].append(time.perf_counter() - start)
-    where = torch.cuda.get_device_name() if cuda else f'CPU, {torch.get_num_threads()} threads'
-    title = (
-        f'{args.teacher} -> {args.student}, batch {args.batch} of {args.input} px, '
-        f'{args.rounds} rounds, torch {torch.__version__}, {where}'
-    )
-    columns = ('variant', 'ms', 'middle half', 'of the floor', 'of the student alone', 'kept, MB')
     rows, ratios = [], {}
     student = count_parameters(compared['floor'][0])
     for name, times in seconds.items():
@@ -253,15 +346,44 @@ def main() -> None:
                 f'{extra:,} ({extra / student:.0%})',
             )
         )
-    table = Table(*columns, 'extra parameters', title=title)
+    return rows, ratios
+
+
+def main() -> None:
+    """Compare the variants, and print the table."""
+    args = parse_args()
+    init_default_scope('mmpretrain')
+    compared = variants(args)
+    cuda = args.device.startswith('cuda')
+    where = torch.cuda.get_device_name() if cuda else f'CPU, {torch.get_num_threads()} threads'
+    options = [f'{args.amp} autocast'] if args.amp else []
+    options += [name for name in ('channels_last', 'compile') if getattr(args, name)]
+    title = ', '.join(
+        [
+            f'{args.teacher} -> {args.student}, batch {args.batch} of {args.input} px',
+            *options,
+            f'{args.rounds} rounds, torch {torch.__version__}, {where}',
+        ]
+    )
+    ratios = {}
+    if args.host:
+        columns = ('variant', 'operations', 'host, ms', 'of the operations', 'of the rest')
+        with torch.no_grad():
+            rows = host_times(compared, args.rounds)
+    else:
+        columns = ('variant', 'ms', 'middle half', 'of the floor', 'of the student alone')
+        columns += ('kept, MB', 'extra parameters')
+        rows, ratios = step_times(compared, args)
+    table = Table(*columns, title=title)
     for row in rows:
         table.add_row(*row)
     Console(width=120).print(table)
     if args.out:
-        lines = [f'{title}\n', f'| {" | ".join(columns)} | extra parameters |', '|---' * 7 + '|']
+        lines = [f'{title}\n', f'| {" | ".join(columns)} |', '|---' * len(columns) + '|']
         lines += [f'| {" | ".join(row)} |' for row in rows]
         args.out.with_suffix('.md').write_text('\n'.join(lines) + '\n')
-        plot(ratios, title, args.out.with_suffix('.png'))
+        if ratios:
+            plot(ratios, title, args.out.with_suffix('.png'))
 
 
 def plot(ratios: dict[str, float], title: str, file: Path) -> None:
