@@ -35,3 +35,12 @@ def tiny_teacher(tmp_path_factory):
     file = tmp_path_factory.mktemp('teacher') / 'teacher.pth'
     torch.save({'state_dict': teacher.state_dict(), 'meta': {}}, file)
     return file
+
+
+GPUS = [pytest.param('cuda', marks=pytest.mark.gpu)] if torch.cuda.is_available() else []
+
+
+@pytest.fixture(params=['cpu', *GPUS])
+def device(request):
+    """The CPU, and the GPU where there is one: ``-m gpu`` runs what uses that alone."""
+    return torch.device(request.param)

@@ -40,6 +40,7 @@ def environment(**changes):
         'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
         'PYTHONPATH': f'{REPO}:{REPO}/tests',
         'OMP_NUM_THREADS': '1',
+        'CUDA_VISIBLE_DEVICES': '',  # what they are compared with is of a CPU
         **changes,
     }
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import os
 import pickle
 import random
 import socket
@@ -16,6 +17,7 @@ torch.ones((), requires_grad=True).backward()
 
 
 def _start(rank, world, folder, function, args):
+    os.environ['CUDA_VISIBLE_DEVICES'] = ''
     import mmkd_tas  # noqa: F401  (the mends)
 
     torch.set_num_threads(1)

@@ -65,7 +65,8 @@ def hugging_face(folder, kind='Dinov2', **keys):
 
 
 def batch(model, images=4, soft=False):
-    """Random images and labels for a distillation."""
+    """Random images and labels for a distillation, where it is."""
+    device = next(model.parameters()).device
     samples = []
     for i in range(images):
         sample = DataSample(metainfo=dict(sample_idx=i)).set_gt_label(i % CLASSES)
@@ -73,9 +74,9 @@ def batch(model, images=4, soft=False):
             share = torch.zeros(CLASSES)
             share[i % CLASSES], share[(i + 1) % CLASSES] = 0.7, 0.3
             sample.set_gt_score(share)
-        samples.append(sample)
+        samples.append(sample.to(device))
     view = model.student.stage_view
-    return torch.randn(images, view.channels, *view.input_size), samples
+    return torch.randn(images, view.channels, *view.input_size).to(device), samples
 
 
 def total(losses):

@@ -19,8 +19,8 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(('method', 'student', 'teacher'), PAIRS)
-def test_every_pair_takes_a_step(method, student, teacher):
-    model = distillation(method, student, teacher).train()
+def test_every_pair_takes_a_step(method, student, teacher, device):
+    model = distillation(method, student, teacher).train().to(device)
     frozen = {key: value.clone() for key, value in model.teacher.state_dict().items()}
     losses = step(model, *batch(model))
     assert all(value.isfinite() for value in losses.values())
@@ -32,10 +32,10 @@ def test_every_pair_takes_a_step(method, student, teacher):
 
 
 @pytest.mark.parametrize('method', METHODS)
-def test_soft_labels_and_mixed_precision(method):
-    model = distillation(method, 'vit', 'resnet').train()
+def test_soft_labels_and_mixed_precision(method, device):
+    model = distillation(method, 'vit', 'resnet').train().to(device)
     data = batch(model, soft=True)
-    with torch.autocast('cpu', torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16):
         losses = model(*data, mode='loss')
         total(losses).backward()
     assert all(value.dtype == torch.float32 for value in losses.values())
@@ -43,9 +43,9 @@ def test_soft_labels_and_mixed_precision(method):
 
 
 @pytest.mark.parametrize('method', METHODS)
-def test_images_that_are_not_square(method):
+def test_images_that_are_not_square(method, device):
     keys = dict(input_size=(64, 96), teacher_input=dict(size=(96, 64)))
-    model = distillation(method, 'resnet', 'convnext', **keys)
+    model = distillation(method, 'resnet', 'convnext', **keys).to(device)
     step(model.train(), *batch(model))
 
 
@@ -163,8 +163,8 @@ MIXTURES = ('ofa-rsd', 'tas-rsd', 'tas-hcd')
 
 @pytest.mark.parametrize('method', MIXTURES)
 @pytest.mark.parametrize(('student', 'teacher'), [('resnet', 'vit'), ('vit', 'resnet')])
-def test_mixtures(method, student, teacher):
-    model = distillation(method, student, teacher).train()
+def test_mixtures(method, student, teacher, device):
+    model = distillation(method, student, teacher).train().to(device)
     losses = step(model, *batch(model))
     assert all(value.isfinite() for value in losses.values())
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)

@@ -24,7 +24,8 @@ def gradients(model, data, precision=None):
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    with torch.autocast('cpu', precision or torch.bfloat16, enabled=precision is not None):
+    device = data[0].device.type
+    with torch.autocast(device, precision or torch.bfloat16, enabled=precision is not None):
         losses = model(*data, mode='loss')
     total(losses).backward()
     return (
@@ -33,11 +34,11 @@ def gradients(model, data, precision=None):
     )
 
 
-def compared(method, student, teacher, **options):
+def compared(method, student, teacher, device='cpu', **options):
     """Return losses and gradients of a plain distillation, and of one with options."""
     results, weights, data = [], None, None
     for keys in ({}, options):
-        model = distillation(method, student, teacher, **keys)
+        model = distillation(method, student, teacher, **keys).to(device)
         if weights is None:
             weights = [copy.deepcopy(m.state_dict()) for m in (model, model.teacher)]
             data = batch(model)
@@ -59,8 +60,8 @@ def assert_alike(found, expected, tolerance):
 
 @pytest.mark.parametrize('method', ['kd', 'ofa', 'tas', 'hcd'])
 @pytest.mark.parametrize(('student', 'teacher'), PAIRS)
-def test_channels_last(method, student, teacher):
-    plain, fast = compared(method, student, teacher, channels_last=True)
+def test_channels_last(method, student, teacher, device):
+    plain, fast = compared(method, student, teacher, device, channels_last=True)
     assert_alike(fast, plain, 1e-3)
 
 
@@ -84,10 +85,10 @@ def test_the_memory_format_reaches_the_convolutions():
 
 @pytest.mark.parametrize('method', ['kd', 'tas'])
 @pytest.mark.parametrize(('student', 'teacher'), PAIRS)
-def test_compiled(method, student, teacher):
+def test_compiled(method, student, teacher, device):
     options = dict(backend='aot_eager')
     plain, fast = compared(
-        method, student, teacher, student_compile=options, teacher_compile=options
+        method, student, teacher, device, student_compile=options, teacher_compile=options
     )
     assert_alike(fast, plain, 1e-3)
 
@@ -118,8 +119,8 @@ def test_what_is_compiled():
 @pytest.mark.parametrize('precision', ['bfloat16', 'float32'])
 @pytest.mark.parametrize(('student', 'teacher'), PAIRS[:2])
 @pytest.mark.parametrize('method', ['ofa', 'tas', 'rsd'])
-def test_the_precision_of_the_teacher(method, student, teacher, precision):
-    plain, fast = compared(method, student, teacher, teacher_precision=precision)
+def test_the_precision_of_the_teacher(method, student, teacher, precision, device):
+    plain, fast = compared(method, student, teacher, device, teacher_precision=precision)
     assert_alike(fast, plain, 0.1 if precision == 'bfloat16' else 0)
     assert all(value.dtype == torch.float32 for value in fast[0].values())
     if precision == 'bfloat16':
