@@ -1,0 +1,384 @@
+"""Students in the formats of other libraries and runtimes."""
+
+import contextlib
+import inspect
+import io
+import json
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmpretrain.models import BaseClassifier
+from torch import Tensor, nn
+
+from . import cli, configs
+from .checkpoint import load_weights, newest_checkpoint
+from .compat import write_whole
+from .errors import SetupError
+from .records import normalisation
+from .stages import built_for
+
+# Of logits: how far those of an exported file may be from PyTorch's.
+_TOLERANCE = 1e-4
+# Of ONNX; the exporter of every PyTorch since 2.1 writes it.
+_OPSET = 17
+
+
+@dataclass
+class Student:
+    """The trained student of a run and what its images are.
+
+    Attributes:
+        model: A classifier of mmpretrain, in eval mode, on the CPU.
+        config: Of the run, with the student as its model.
+        meta: Of the checkpoint: ``dataset_meta``, ``epoch``, ``iter``.
+        size: ``(H, W)`` of the images in pixels, None where the config does not say.
+        mean, std: Of pixels from 0 to 1, per channel.
+    """
+
+    model: nn.Module
+    config: Config
+    meta: dict[str, Any]
+    size: tuple[int, int] | None
+    mean: list[float]
+    std: list[float]
+
+    @classmethod
+    def of_run(cls, run: str | Path, checkpoint: str | Path | None = None) -> 'Student':
+        """Load the student of a run.
+
+        Args:
+            run: A work dir, or the config of the run.
+            checkpoint: By default the newest of the work dir.
+
+        Raises:
+            SetupError: If there is no such run, no whole checkpoint, or it does not fit.
+        """
+        run = Path(run)
+        if run.is_dir():
+            found = sorted(run.glob('*.py'))
+            if len(found) != 1:
+                names = ', '.join(file.name for file in found) or 'none'
+                raise SetupError(
+                    f"run: '{run}' should hold one config, that of the run ({names}); give the "
+                    'config and the checkpoint'
+                )
+            newest = checkpoint or newest_checkpoint(run)
+            if newest is None:
+                raise SetupError(f"run: there is no whole checkpoint in '{run}'")
+            run, checkpoint = found[0], checkpoint or newest[0]
+        if checkpoint is None:
+            raise SetupError(f"checkpoint: give one for the config '{run}', or give its work dir")
+        config = configs.load_config(run)
+        declared = config.get('model', {}).get('input_size') or config.get('input_size')
+        config = cli.student_config(config)
+        init_default_scope(config.get('default_scope', 'mmpretrain'))
+        with cli.mistakes_named(config):
+            model = MODELS.build(config.model).eval()
+        meta = load_weights(model, checkpoint, 'checkpoint').get('meta', {})
+        # without a normalisation the model takes pixels from 0 to 255
+        mean, std = normalisation(model.data_preprocessor) or ([0.0] * 3, [1.0] * 3)
+        size = declared or _final_size(_pipeline(config)) or built_for(model)
+        size = size or _final_size(_pipeline(config, 'train_dataloader'))
+        return cls(
+            model,
+            config,
+            {key: meta[key] for key in ('dataset_meta', 'epoch', 'iter') if key in meta},
+            (size, size) if isinstance(size, int) else size and tuple(size),
+            [value / 255 for value in mean],
+            [value / 255 for value in std],
+        )
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The state dict, in the names of the library that the student is from."""
+        return {key: value.contiguous() for key, value in self.model.state_dict().items()}
+
+    @property
+    def classes(self) -> list[str]:
+        """Their names, in the order of the logits; empty where the data set gave none."""
+        return [*map(str, self.meta.get('dataset_meta', {}).get('classes') or ())]
+
+    def images(self, count: int) -> Tensor:
+        """Return normalised images of noise, to compare logits with."""
+        if self.size is None:
+            raise SetupError(
+                'input_size: the config does not say how large the images are; add '
+                'input_size=224 to it'
+            )
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(count, len(self.mean), *self.size, generator=generator)
+
+    def described(self) -> dict[str, Any]:
+        """Return what a file of a runtime says about the images and classes."""
+        return dict(input_size=self.size, mean=self.mean, std=self.std, classes=self.classes)
+
+
+class _Logits(nn.Module):
+    """A classifier as a function of normalised images alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images, mode='tensor')
+
+
+def to_file(student: Student, out: Path) -> str:
+    """Write the weights: ``.pth`` as mmengine has it, or ``.safetensors``."""
+    if out.suffix == '.safetensors':
+        data = safetensors.torch.save(student.weights)
+    elif out.suffix == '.pth':
+        buffer = io.BytesIO()
+        torch.save({'state_dict': student.weights, 'meta': student.meta}, buffer)
+        data = buffer.getvalue()
+    else:
+        raise SetupError(f"out: '{out}' must end in .pth or .safetensors")
+    write_whole(data, out)
+    return f'{len(student.weights)} tensors'
+
+
+def to_folder(student: Student, out: Path) -> str:
+    """Write a folder that the library of the student loads, without this package.
+
+    For a timm student ``timm.create_model('local-dir:OUT', pretrained=True)``, for one of
+    Hugging Face ``AutoModelForImageClassification.from_pretrained('OUT')``, for one of mmpretrain
+    ``ImageClassificationInferencer('OUT/config.py')``.
+
+    Raises:
+        SetupError: If the student is of no such library, or the folder is in use.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise SetupError(f"out: '{out}' is there already; give a new or an empty folder")
+    inner = getattr(student.model, 'model', None)
+    if hasattr(inner, 'pretrained_cfg'):
+        write = _write_timm
+    elif hasattr(inner, 'save_pretrained'):
+        write = _write_hugging_face
+    else:
+        write = _write_mmpretrain
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.name}.') as folder:
+        whole = Path(folder) / 'whole'  # the other folder is private to its owner
+        whole.mkdir()
+        how = write(student, whole)
+        if out.exists():
+            out.rmdir()
+        shutil.move(whole, out)
+    return how.format(out=out)
+
+
+def _write_timm(student: Student, folder: Path) -> str:
+    from timm.models import _hub as hub  # where timm keeps what it uploads with
+
+    model, given = student.model.model, student.config.model
+    own = inspect.signature(type(student.model)).parameters
+    arguments = {key: value for key, value in given.items() if key not in {*own, 'type'}}
+    if given.get('img_size') and 'img_size' in inspect.signature(type(model)).parameters:
+        arguments['img_size'] = given['img_size']
+    resize = _resizing(_pipeline(student.config))
+    size = student.size or model.pretrained_cfg['input_size'][1:]
+    model.pretrained_cfg = {
+        **model.pretrained_cfg,
+        'num_classes': model.num_classes,
+        'input_size': (len(student.mean), *size),
+        'mean': tuple(student.mean),
+        'std': tuple(student.std),
+        **resize,
+    }
+    described = {'label_names': student.classes} if student.classes else {}
+    arguments = arguments or None
+    hub.save_for_hf(model, folder, described, model_args=arguments, safe_serialization=True)
+    return "timm.create_model('local-dir:{out}', pretrained=True)"
+
+
+def _write_hugging_face(student: Student, folder: Path) -> str:
+    from transformers import ViTImageProcessor
+
+    model = student.model.model
+    if student.classes:
+        model.config.id2label = dict(enumerate(student.classes))
+        model.config.label2id = {name: i for i, name in enumerate(student.classes)}
+    model.save_pretrained(folder)
+    height, width = student.size or student.images(0).shape[2:]
+    processor = ViTImageProcessor(
+        size=dict(height=height, width=width),
+        image_mean=student.mean,
+        image_std=student.std,
+        do_normalize=True,
+    )
+    processor.save_pretrained(folder)
+    return "AutoModelForImageClassification.from_pretrained('{out}')"
+
+
+def _write_mmpretrain(student: Student, folder: Path) -> str:
+    model = student.config.model
+    if 'cfg_path' in model:
+        from mmengine.hub import get_config
+
+        model = get_config(model['cfg_path']).model
+    model = {key: value for key, value in model.items() if key != 'init_cfg'}
+    pipeline = _pipeline(student.config)
+    foreign = [kind for kind in _types([model, *pipeline]) if kind.startswith('mmkd_tas.')]
+    if foreign or not isinstance(student.model, BaseClassifier):
+        raise SetupError(
+            f'--to folder: {foreign[0] if foreign else type(student.model).__name__} is no model '
+            'of mmpretrain, timm or Hugging Face, which could load it; use --to onnx, --to pt2, or '
+            'a .pth file'
+        )
+    config = Config(
+        dict(
+            model=model,
+            test_dataloader=dict(dataset=dict(type='mmpretrain.CustomDataset', pipeline=pipeline)),
+            load_from='{{ fileDirname }}/student.pth',
+        )
+    )
+    config.dump(folder / 'config.py')
+    to_file(student, folder / 'student.pth')
+    return "mmpretrain.ImageClassificationInferencer('{out}/config.py')"
+
+
+def to_onnx(student: Student, out: Path) -> str:
+    """Write an ONNX model of ``images`` (N, C, H, W), normalised, to ``logits``; N is free.
+
+    Its metadata hold the size, mean and std of the images and the names of the classes. It is
+    run in onnxruntime first, and written only if the logits are those of PyTorch.
+    """
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError as error:
+        raise SetupError(
+            "--to onnx needs onnx and onnxruntime: pip install 'mmkd_tas[onnx]'"
+        ) from error
+    # the exporter that needs no other package, where there are two
+    chosen = inspect.signature(torch.onnx.export).parameters.keys() & {'dynamo'}
+    images, buffer = student.images(2), io.BytesIO()
+    with _one_sentence('onnx'):
+        torch.onnx.export(
+            _Logits(student.model).eval(),
+            (images,),
+            buffer,
+            input_names=['images'],
+            output_names=['logits'],
+            dynamic_axes={'images': {0: 'batch'}, 'logits': {0: 'batch'}},
+            opset_version=_OPSET,
+            **dict.fromkeys(chosen, False),
+        )
+    model = onnx.load_from_string(buffer.getvalue())
+    described = {key: json.dumps(value) for key, value in student.described().items()}
+    onnx.helper.set_model_props(model, described)
+    data = model.SerializeToString()
+    session = onnxruntime.InferenceSession(data, providers=['CPUExecutionProvider'])
+    _compare(student, lambda images: session.run(None, {'images': images.numpy()})[0], 'onnx')
+    write_whole(data, out)
+    return f'opset {_OPSET}, equal in onnxruntime {onnxruntime.__version__}'
+
+
+def to_pt2(student: Student, out: Path) -> str:
+    """Write a program of ``torch.export``, compared and described as in :func:`to_onnx`.
+
+    ``torch.export.load(out, extra_files=(files := {'meta.json': ''}))`` gives it back.
+    """
+    if not hasattr(torch, 'export') or not hasattr(torch.export, 'Dim'):
+        raise SetupError(f'--to pt2 needs PyTorch 2.2 or newer, this is {torch.__version__}')
+    batch = torch.export.Dim('batch', min=1, max=65536)
+    images = student.images(2)
+    with _one_sentence('pt2'):
+        program = torch.export.export(
+            _Logits(student.model).eval(), (images,), dynamic_shapes=({0: batch},)
+        )
+    buffer = io.BytesIO()
+    files = {'meta.json': json.dumps(student.described())}
+    torch.export.save(program, buffer, extra_files=files)
+    buffer.seek(0)
+    _compare(student, torch.export.load(buffer).module(), 'pt2')
+    write_whole(buffer.getvalue(), out)
+    return f'a program of torch {torch.__version__}'
+
+
+@contextlib.contextmanager
+def _one_sentence(kind: str) -> Iterator[None]:
+    """Tell why PyTorch cannot turn a model into a graph."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of the exporter, about its own future
+        try:
+            yield
+        except Exception as error:  # of many kinds
+            reason = ' '.join(str(error).split())[:300]
+            raise SetupError(
+                f'--to {kind}: PyTorch {torch.__version__} cannot export this model '
+                f'({type(error).__name__}: {reason}); use --to folder or a .pth file'
+            ) from error
+
+
+def _compare(student: Student, run: Callable[[Tensor], Any], kind: str) -> None:
+    for count in (1, 3):  # none of which it was traced with
+        images = student.images(count)
+        with torch.no_grad():
+            expected, found = student.model(images, mode='tensor'), torch.as_tensor(run(images))
+        if found.shape != expected.shape or not torch.allclose(
+            found, expected, rtol=_TOLERANCE, atol=_TOLERANCE
+        ):
+            raise SetupError(
+                f'--to {kind}: for {count} images the exported model gives other logits than '
+                'PyTorch; nothing was written. Use --to folder or a .pth file'
+            )
+
+
+def _pipeline(config: Config, *names: str) -> list[dict]:
+    for name in names or ('test_dataloader', 'val_dataloader'):
+        dataset = (config.get(name) or {}).get('dataset') or {}
+        while 'pipeline' not in dataset and 'dataset' in dataset:  # wrapped
+            dataset = dataset['dataset']
+        if 'pipeline' in dataset:
+            return [dict(step) for step in dataset['pipeline']]
+    return []
+
+
+def _final_size(pipeline: list[dict]) -> Any:
+    """Return the size of the images that a pipeline ends with, if it says so."""
+    sizes = (step.get('crop_size') or step.get('scale') for step in reversed(pipeline))
+    return next(filter(None, sizes), None)
+
+
+def _resizing(pipeline: list[dict]) -> dict[str, Any]:
+    """Return how test images are resized and cropped, in timm's words."""
+    if not pipeline:
+        return {}
+    resize = next((step for step in pipeline if step['type'].startswith('Resize')), {})
+    crop = next((step['crop_size'] for step in pipeline if step['type'] == 'CenterCrop'), None)
+    edge = resize.get('scale')
+    return dict(
+        crop_pct=crop / edge if isinstance(crop, int) and isinstance(edge, int) else 1.0,
+        crop_mode='center' if isinstance(edge, int | None) else 'squash',
+        **{key: resize[key] for key in ('interpolation',) if key in resize},
+    )
+
+
+def _types(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if isinstance(node.get('type'), str):
+            yield node['type']
+        for value in node.values():
+            yield from _types(value)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            yield from _types(value)
+
+
+FORMATS: dict[str, tuple[str, Callable[[Student, Path], str]]] = {
+    'file': ('student.pth', to_file),
+    'folder': ('student', to_folder),
+    'onnx': ('student.onnx', to_onnx),
+    'pt2': ('student.pt2', to_pt2),
+}
