@@ -16,7 +16,7 @@ from . import cli, configs
 from .errors import SetupError
 from .models.utils import count_parameters
 
-# What a gain is owed to if not to the teacher, and what in these changes no result.
+# What a gain may be due to besides the teacher, and what in these changes no result.
 _RECIPE = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'custom_hooks')
 _RECIPE += ('auto_scale_lr',)
 _HARMLESS = ('num_workers', 'persistent_workers', 'pin_memory', 'prefetch_factor')
@@ -264,7 +264,7 @@ def compared(groups: Sequence[Group]) -> tuple[list[float | None], list[str], li
             if differences := group.differences(base):
                 notes.append(
                     f'{group.label} and {base.label} differ in {", ".join(differences)} too, so '
-                    'that the gain is not owed to the teacher alone'
+                    'that the gain is not due to the teacher alone'
                 )
             if group.finished and base.finished:
                 wrong += _judged(group, base, 'the student alone')
@@ -298,8 +298,8 @@ def _judged(group: Group, other: Group, what: str) -> list[str]:
         error = sum(g.deviation**2 / len(g.top1) for g in (group, other)) ** 0.5
         if gain < 2 * error:
             return [
-                f'{group.label}: no clear difference to {what}, {figures}: the gain of {gain:.2f} '
-                f'points has a standard error of {error:.2f} over the seeds'
+                f'{group.label}: no clear difference from {what}, {figures}: the gain, {gain:.2f} '
+                f'points, has a standard error of {error:.2f} over the seeds'
             ]
     return []
 

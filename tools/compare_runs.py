@@ -18,7 +18,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description='Print a table of trainings, and plot their accuracy on the validation '
         'data and their training loss. Runs that differ only in their seed make one row: mean and '
-        'standard deviation. Gain is the difference to the student alone, if it is among them.'
+        'standard deviation. Gain is the difference from the student alone, if that is among them.'
     )
     parser.add_argument('runs', nargs='+', metavar='[NAME=]WORK_DIR')
     parser.add_argument('--out', help='write the plot to this .png, .svg or .pdf file')

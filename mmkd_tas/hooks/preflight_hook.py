@@ -173,9 +173,9 @@ class PreflightHook(Hook):
         """Say what student and teacher have reached."""
         if self.reached:
             runner.logger.info(
-                f'On the validation data {self.reached}. What the distillation has brought is the '
-                'difference to the student alone (tools/compare_runs.py shows it); what to try '
-                f'where that is small: {NO_GAIN}'
+                f'On the validation data {self.reached}. Whether the distillation helped shows in '
+                'the comparison with the student trained alone (tools/compare_runs.py); what to '
+                f'try if it did not: {NO_GAIN}'
             )
         self.training, self.reached = False, ''
 

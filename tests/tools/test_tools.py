@@ -175,12 +175,12 @@ def test_what_is_wrong_is_said(tmp_path, capsys):
         '- tas: worse than plain KD, 62.00 % against 67.00 % (kd)',
         link,
     ]
-    # other seeds, in which the difference drowns
+    # other seeds, in whose spread the difference is lost
     again = [recorded(tmp_path / f'again{i}', 66 + 4 * i, 90, i, 'tas') for i in range(2)]
     _, notes = compared(capsys, alone, recorded(tmp_path / 'alone2', 68, None, 1, None), *again)
     assert notes == [
-        '- again: no clear difference to the student alone, 68.00 % against 67.00 % (alone): the '
-        'gain of 1.00 points has a standard error of 2.24 over the seeds',
+        '- again: no clear difference from the student alone, 68.00 % against 67.00 % (alone): the '
+        'gain, 1.00 points, has a standard error of 2.24 over the seeds',
         link,
     ]
     # with nothing to compare with, and what is not to be compared
@@ -192,7 +192,7 @@ def test_what_is_wrong_is_said(tmp_path, capsys):
     assert rows['rsd'][2] == '-20.00'
     assert notes == [
         '- longer: epoch 3 of 9, not finished',
-        '- rsd and longer differ in train_cfg too, so that the gain is not owed to the teacher '
+        '- rsd and longer differ in train_cfg too, so that the gain is not due to the teacher '
         'alone',
     ]
 
