@@ -128,7 +128,33 @@ def load_config(args: argparse.Namespace) -> Config:
                 'persistent_workers', config[loader].get('num_workers', 0) > 0
             )
             config[loader].setdefault('collate_fn', dict(type='default_collate'))
+    _set_matmul_precision(config)
+    if torch.cuda.is_available():
+        prefer_fused(config)
     return config
+
+
+def _set_matmul_precision(config: Config) -> None:
+    """Choose how float32 numbers are multiplied: on GPUs, ``'high'`` is TF32."""
+    precision = (config.get('env_cfg') or {}).get('float32_matmul_precision')
+    known = ('highest', 'high', 'medium')
+    if precision not in (None, *known):
+        raise SetupError(
+            f'env_cfg.float32_matmul_precision: {precision!r} is none of '
+            f'{", ".join(map(repr, known))}'
+        )
+    if precision is not None:
+        torch.set_float32_matmul_precision(precision)
+
+
+def prefer_fused(config: Config) -> None:
+    """Let an optimizer that torch has fused update all weights at once, unless the config says."""
+    optimizer = (config.get('optim_wrapper') or {}).get('optimizer') or {}
+    kind = optimizer.get('type')
+    kind = getattr(torch.optim, kind, None) if isinstance(kind, str) else kind
+    known = inspect.isclass(kind) and 'fused' in inspect.signature(kind).parameters
+    if known and not optimizer.keys() & {'foreach', 'capturable', 'differentiable'}:
+        optimizer.setdefault('fused', True)
 
 
 def _check_launcher(launcher: str) -> None:

@@ -32,7 +32,13 @@ _SECTIONS = {
     | {'activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval'}
     | {'find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'sync_bn'},
     'auto_scale_lr': {'base_batch_size', 'enable'},
-    'env_cfg': {'cudnn_benchmark', 'dist_cfg', 'mp_cfg', 'resource_limit'},
+    'env_cfg': {
+        'cudnn_benchmark',
+        'dist_cfg',
+        'float32_matmul_precision',
+        'mp_cfg',
+        'resource_limit',
+    },
     'env_cfg.mp_cfg': {'mp_start_method', 'opencv_num_threads'},
     'log_processor': _arguments(LogProcessor) | {'type'},
     'optim_wrapper': _arguments(OptimWrapper)

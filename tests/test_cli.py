@@ -1,14 +1,19 @@
 """Whose mistake an error is, and what is said about it."""
 
+import argparse
 import importlib.util
 import re
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from helpers import REPO, TINY, call, ends_with
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmpretrain.visualization import UniversalVisualizer
+
+from mmkd_tas import cli
 
 TRAIN = REPO / 'tools/train.py'
 OWN = """
@@ -273,3 +278,36 @@ def test_a_batch_of_one_image_in_a_batch_norm(own, tmp_path, batch_size):
     assert 'torch.Size([1, ' in told
     assert 'drop_last=True' in told
     assert 'Traceback (most recent call last)' in log(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('optimizer', 'fused'),
+    [
+        (dict(type='AdamW', lr=1e-3), True),
+        (dict(type='AdamW', lr=1e-3, fused=False), False),
+        (dict(type='AdamW', lr=1e-3, foreach=True), None),
+        (dict(type='Lamb', lr=1e-3), None),
+        (dict(type='LBFGS'), None),
+    ],
+)
+def test_what_torch_has_fused_is_taken(optimizer, fused):
+    config = Config(dict(optim_wrapper=dict(optimizer=optimizer)))
+    cli.prefer_fused(config)
+    assert config.optim_wrapper.optimizer.get('fused') is fused
+
+
+def test_tf32_is_a_choice(own, monkeypatch):
+    assert "float32_matmul_precision: 'tf32' is none of 'highest', 'high', 'medium'" in ends_with(
+        TRAIN, own("env_cfg = dict(float32_matmul_precision='tf32')")
+    )
+    args = argparse.Namespace(
+        **dict.fromkeys(('config', 'dataset', 'pair', 'method', 'teacher', 'student', 'work_dir')),
+        **dict(cfg_options={}, launcher='none', local_rank=0),
+    )
+    args.config = own("env_cfg = dict(float32_matmul_precision='high')")
+    before = torch.get_float32_matmul_precision()
+    try:
+        cli.load_config(args)
+        assert torch.get_float32_matmul_precision() == 'high'
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -23,7 +23,8 @@ default_hooks = dict(
 custom_hooks = []
 
 env_cfg = dict(
-    cudnn_benchmark=False,
+    # the images of a run are of one size
+    cudnn_benchmark=True,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
     dist_cfg=dict(backend='nccl'),
 )

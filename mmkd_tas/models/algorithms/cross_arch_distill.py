@@ -194,6 +194,7 @@ class CrossArchDistill(SingleTeacherDistill):
             self.teacher_cache = TeacherCache(**teacher_cache)
             self._check_cache()
             self.teacher_cache.prepare(self.teacher)
+        self._compiled = bool(teacher_compile or student_compile)
         for model, options in ((self.teacher, teacher_compile), (self.student, student_compile)):
             if options:
                 compile_parts(model, options if isinstance(options, dict) else {})
@@ -305,6 +306,14 @@ class CrossArchDistill(SingleTeacherDistill):
             'current',
         )
         print_log(self.teacher_inputs.report, 'current')
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the algorithm in one of mmengine's modes."""
+        if self._compiled:
+            # What CUDA graphs return (mode='reduce-overhead', 'max-autotune') lies in memory that
+            # they use again in the next step, and without this word in the next of the parts.
+            torch.compiler.cudagraph_mark_step_begin()
+        return super().forward(*args, **kwargs)
 
     def loss(
         self, batch_inputs: Tensor, data_samples: list[BaseDataElement] | None = None

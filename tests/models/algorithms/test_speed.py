@@ -7,6 +7,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from pairs import batch, distillation, total
+from torch._inductor.cudagraph_trees import MarkStepBox
 from zoo import ZOO
 
 from mmkd_tas.errors import SetupError
@@ -91,6 +92,40 @@ def test_compiled(method, student, teacher, device):
         method, student, teacher, device, student_compile=options, teacher_compile=options
     )
     assert_alike(fast, plain, 1e-3)
+
+
+@pytest.mark.parametrize('compiled', ['student_compile', 'teacher_compile', None])
+def test_a_step_of_compiled_parts_is_told_to_cuda_graphs(compiled):
+    """Else they would write over what is recorded, as soon as the next part runs."""
+    options = {compiled: dict(backend='eager')} if compiled else {}
+    model = distillation('tas', 'resnet', 'vit', **options)
+    data, steps = batch(model), []
+    for mode in ('loss', 'loss', 'predict'):
+        model(*data, mode=mode)
+        steps.append(MarkStepBox.mark_step_counter)
+    begun = -1 if compiled else 0
+    assert steps[1] - steps[0] == steps[2] - steps[1] == begun
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.parametrize('mode', ['reduce-overhead', 'max-autotune'])
+@pytest.mark.parametrize('method', ['ofa', 'tas'])
+def test_cuda_graphs(method, mode):
+    """Several steps: the first ones only record the graphs."""
+    models = [
+        distillation(method, 'resnet', 'vit', student_compile=options, teacher_compile=options)
+        for options in (False, dict(mode=mode))
+    ]
+    models[1].load_state_dict(models[0].state_dict())
+    models[1].teacher.load_state_dict(models[0].teacher.state_dict())
+    data = batch(models[0].cuda())
+    models[1].cuda()
+    for _ in range(5):
+        plain, graphs = (gradients(model.train(), data) for model in models)
+        assert_alike(graphs, plain, 1e-2)
+        for model in models:
+            model.zero_grad()
 
 
 def test_a_tail_runs_without_what_is_compiled():
