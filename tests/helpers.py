@@ -22,6 +22,13 @@ CONFIGS = REPO / 'tests/configs'
 TINY = CONFIGS / 'tiny_distill.py'
 
 
+def sampled(cases, quick):
+    """Return cases for ``parametrize``, of which all but those at hand are slow."""
+    for index, case in enumerate(cases):
+        values = case if isinstance(case, tuple) else (case,)
+        yield pytest.param(*values, marks=() if quick(index, case) else pytest.mark.slow)
+
+
 def same(a, b):
     """Whether two nested structures are equal, tensors bit for bit."""
     if isinstance(a, torch.Tensor):

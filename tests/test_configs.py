@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+import zlib
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ SAMPLE = {  # of the large ones, every model once
 def is_quick(dataset, pair):
     small = all('-w' in model for model in pair.split('_'))
     small = small and dataset.startswith(('digits', 'cifar100-'))
-    return small or pair in SAMPLE
+    return pair in SAMPLE or (small and zlib.crc32(pair.encode()) % 4 == 0)
 
 
 def test_the_cells_cover_all_pairs_of_parts():
