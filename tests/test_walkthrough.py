@@ -17,7 +17,6 @@ QUICK = {
     'range(100)': 'range(1)',
     'max_epochs=100': 'max_epochs=2',
     'val_interval=25': 'val_interval=1',
-    'epoch_100': 'epoch_2',
     'end=10': 'end=1',
     'begin=10': 'begin=1',
 }
