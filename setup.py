@@ -11,7 +11,10 @@ exec((here / 'mmkd_tas/version.py').read_text(), version)
 #   MMKD_TAS_WITH_MMCV=1 pip install -e .
 mmcv = 'mmcv' if os.environ.get('MMKD_TAS_WITH_MMCV') == '1' else 'mmcv-lite'
 # the site, mkdocs.yml
-docs = ['latex2mathml>=3.77', 'mkdocs-material>=9.5', 'mkdocstrings[python]>=0.27']
+docs = [
+    f'{package}; python_version >= "3.11"'
+    for package in ('latex2mathml>=3.77', 'mkdocs-material>=9.6', 'mkdocstrings[python]>=1.0')
+]
 
 setup(
     name='mmkd_tas',
