@@ -80,8 +80,12 @@ def on_page_content(content: str, **kwargs: Any) -> str:
     """Turn formulas into MathML, which browsers show without a script."""
 
     def mathml(match: re.Match) -> str:
-        display = 'block' if match[1] == 'div' else 'inline'
-        return convert(html.unescape(match[2]), display=display)
+        # MathML has no space around the names of functions.
+        formula = re.sub(r'\\(cos|exp|log|max)(?=[( ])', r'\\,\g<0>', html.unescape(match[2]))
+        formula = re.sub(r'\\(cos|exp|log|max)(?= )', r'\g<0>\\,', formula)
+        if match[1] == 'span':
+            return convert(formula, display='inline')
+        return f'<p style="overflow-x: auto">{convert(formula, display="block")}</p>'
 
     return _MATH.sub(mathml, content)
 

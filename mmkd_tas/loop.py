@@ -1,4 +1,4 @@
-"""Distillation in a training loop of one's own, without configs and without a runner."""
+"""Distillation in your own training loop, without configs and without a runner."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

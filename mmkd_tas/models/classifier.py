@@ -23,7 +23,7 @@ _NOT_THE_MODEL = ('data_preprocessor.', 'scores.')
 
 @MODELS.register_module()
 class Classifier(BaseClassifier):
-    """A model of timm, torchvision or Hugging Face, or of one's own, as a classifier of MMPretrain.
+    """A model of timm, torchvision or Hugging Face, or your own, as a classifier of MMPretrain.
 
     >>> student = dict(type='mmkd_tas.Classifier', model='timm:resnet18', num_classes=10)
     >>> teacher = dict(type='mmkd_tas.Classifier', model='hf:facebook/dinov2-base', num_classes=0)

@@ -1,4 +1,4 @@
-# CRD (Tian et al., ICLR 2020): an image is told by its feature, among many of the data set
+# CRD (Tian et al., ICLR 2020): a feature has to pick out its image among many of the data set
 distiller = dict(
     type='mmkd_tas.StageDistiller',
     student_recorders=dict(index=dict(type='mmkd_tas.SampleIndex')),
