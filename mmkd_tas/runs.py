@@ -142,6 +142,12 @@ class Run:
         kinds = [str(loss.get('type')) for loss in distiller.get('distill_losses', {}).values()]
         return not distiller.get('connectors') and [k[-12:] for k in kinds] == ['KLDivergence']
 
+    def gave(self, other: 'Run') -> bool:
+        """Whether the teacher of another run is from this one's work dir."""
+        path = other.setup['model'].get('teacher_ckpt')
+        path = path and Path(path).absolute()
+        return bool(path) and self.folder.absolute() in (path, path.parent)
+
     @property
     def epochs(self) -> tuple[int, int] | None:
         """Epochs that are validated, and those planned; None if iterations are counted."""
@@ -256,7 +262,8 @@ def compared(groups: Sequence[Group]) -> tuple[list[float | None], list[str], li
             for r in group.runs
             if not r.finished
         ]
-        base = group.closest(alone) if run.is_distillation else None
+        others = [other for other in alone if not any(r.gave(run) for r in other.runs)]
+        base = group.closest(others) if run.is_distillation else None
         if run.is_distillation and base is None:
             lonely.append(group.label)
         if base is not None and None not in (base.mean, group.mean):

@@ -1,5 +1,7 @@
 """What is worth knowing before the first step of a training."""
 
+from numbers import Real
+
 import torch
 from mmengine.dataset import ConcatDataset, InfiniteSampler
 from mmengine.dist import all_gather_object, get_world_size
@@ -342,7 +344,12 @@ class PreflightHook(Hook):
                 outputs = model.teacher_val_step(batch)
             loop.evaluator.process(data_samples=outputs, data_batch=batch)
         metrics = loop.evaluator.evaluate(len(loop.dataloader.dataset))
-        metrics = {key: float(value) for key, value in metrics.items()}
+        # Some are one number for each class, or a matrix.
+        metrics = {
+            name: float(value)
+            for name, value in metrics.items()
+            if isinstance(value, Real) or (torch.is_tensor(value) and value.numel() == 1)
+        }
         runner.message_hub.update_info('teacher_metrics', metrics)
         runner.logger.info(
             'The teacher, on the validation data: '

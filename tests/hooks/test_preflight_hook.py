@@ -115,6 +115,16 @@ def test_weak_teachers_are_warned_of(tmp_path, floor, top1, warning):
     assert warning is None or warning in messages[0]
 
 
+@pytest.mark.parametrize(
+    'other', [dict(type='ConfusionMatrix'), dict(type='SingleLabelMetric', average=None)]
+)
+def test_metrics_that_are_no_number_are_left_to_the_student(tmp_path, other):
+    evaluators = [dict(type='Accuracy', topk=(1,)), other]
+    run = runner(tmp_path, val_evaluator=evaluators)
+    run.train()
+    assert run.message_hub.get_info('teacher_metrics').keys() == {'accuracy/top1'}
+
+
 @pytest.mark.parametrize(('teacher', 'passes'), [(1.0, True), (100.0, False)])
 def test_a_student_that_passes_its_teacher_is_told_once(tmp_path, teacher, passes, tiny_teacher):
     weights = {'model.random_teacher': False, 'model.teacher_ckpt': str(tiny_teacher)}

@@ -212,8 +212,12 @@ def test_the_most_alike_is_compared_with(tmp_path, capsys):
     }
     rows, _ = compared(capsys, kd, *others.values())
     assert rows['kd'][2] == '+30.00'
+    # nor the teacher, where it is of the same kind
+    kd = recorded(tmp_path / 'same', 50, 90, **{'model.teacher_ckpt': str(others['alone'])})
+    rows, _ = compared(capsys, kd, *others.values())
+    assert rows['same'][2] == '+40.00'
     rows, _ = compared(capsys, kd, others['wider'], others['images'])
-    assert rows['kd'][2] == '-'
+    assert rows['same'][2] == '-'
 
 
 def test_the_curves(finished, tmp_path):
