@@ -190,7 +190,7 @@ def titled_blocks(file):
     return dict(re.findall(pattern, (REPO / file).read_text(), re.DOTALL))
 
 
-def test_adding_a_method_as_the_guide_says(tmp_path, monkeypatch):
+def test_adding_a_method_as_the_guide_says(tmp_path, monkeypatch, device):
     guide = titled_blocks('docs/architecture.md')
     shutil.copytree(REPO / 'configs/_base_', tmp_path / 'configs/_base_')
     for name, code in guide.items():
@@ -207,7 +207,7 @@ def test_adding_a_method_as_the_guide_says(tmp_path, monkeypatch):
         for name, test in test_functions.items():
             if name.startswith('test_'):
                 test()
-        test_methods.test_every_pair_takes_a_step(Path(config).stem, 'vit', 'resnet')
+        test_methods.test_every_pair_takes_a_step(Path(config).stem, 'vit', 'resnet', device)
         (command,) = blocks('docs/architecture.md', 'bash')
         parser = argparse.ArgumentParser()
         cli.add_run_arguments(parser)
