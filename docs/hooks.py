@@ -25,6 +25,7 @@ API = {
     'Stages': 'mmkd_tas.stages',
     'Hooks': 'mmkd_tas.hooks',
     'Data': 'mmkd_tas.datasets',
+    'Export': 'mmkd_tas.export',
     'Errors': 'mmkd_tas.errors',
 }
 _LINK = re.compile(r'(\]\()(?!\w+:|#)([^)#\s]+)')
