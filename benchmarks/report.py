@@ -202,7 +202,10 @@ def rule_table(record: dict) -> str:
 
 
 def curves(record: dict) -> dict[str, dict[str, dict[int, float]]]:
-    """Return top-1 by direction, row and epochs, mean over seeds; rows of several lengths."""
+    """Return top-1 by direction, row and epochs, mean over seeds, where lengths were compared.
+
+    All directions of a record with rules, whether they keep them or not.
+    """
     found = {direction: {} for direction in directions(record)}
     for run in students(record) if record.get('rules') else ():
         by_row = found[run['direction']].setdefault(run['row'], {})
@@ -211,7 +214,6 @@ def curves(record: dict) -> dict[str, dict[str, dict[int, float]]]:
         direction: {
             row: {epochs: statistics.mean(values) for epochs, values in sorted(lengths.items())}
             for row, lengths in rows.items()
-            if len(lengths) > 1
         }
         for direction, rows in found.items()
         if any(len(lengths) > 1 for lengths in rows.values())
@@ -219,17 +221,25 @@ def curves(record: dict) -> dict[str, dict[str, dict[int, float]]]:
 
 
 def curve_table(record: dict) -> str:
-    """Return top-1 against the length of the training, Markdown, a part for each direction."""
+    """Return top-1 against the length of the training, Markdown, a part for each direction.
+
+    In brackets the gain over the student alone of the same length.
+    """
     parts = []
     for direction, rows in curves(record).items():
         lengths = sorted({epochs for values in rows.values() for epochs in values})
+        teacher = teacher_of(record, direction)['top1']
+        heads = [f'{epochs} epochs' for epochs in lengths]
         lines = [
-            f'| {direction}, top-1 % after | {" | ".join(f"{e} epochs" for e in lengths)} |',
+            f'| {direction} (teacher {teacher:.1f}) | {" | ".join(heads)} |',
             '|---' * (len(lengths) + 1) + '|',
         ]
+        alone = rows.get(ALONE, {})
         for row, values in rows.items():
-            cells = [f'{values[e]:.1f}' if e in values else '' for e in lengths]
-            lines.append(f'| {row} | {" | ".join(cells)} |')
+            cells = {epochs: f'{top1:.1f}' for epochs, top1 in values.items()}
+            for epochs in cells.keys() & alone.keys() if row != ALONE else ():
+                cells[epochs] += f' ({values[epochs] - alone[epochs]:+.1f})'
+            lines.append(f'| {row} | {" | ".join(cells.get(e, "") for e in lengths)} |')
         parts.append('\n'.join(lines) + '\n')
     return '\n'.join(parts)
 

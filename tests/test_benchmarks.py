@@ -4,6 +4,7 @@ import argparse
 import copy
 import itertools
 import json
+import re
 import sys
 
 import mmengine
@@ -88,14 +89,18 @@ def test_the_plots_show_what_the_tables_say(file, tmp_path):
     if known:
         report.plot_curves(record, tmp_path / 'curves.png')
         table = report.curve_table(record)
-        for (direction, lines), ax in zip(known.items(), plt.gcf().axes, strict=True):
+        parts = table.split('\n\n')
+        for (direction, rows), part, ax in zip(known.items(), parts, plt.gcf().axes, strict=True):
             assert ax.get_title() == direction
+            assert part.startswith(f'| {direction} (teacher ')
             drawn = {line.get_label(): line for line in ax.get_lines()}
-            assert drawn.keys() == {'teacher', *lines}
-            for row, values in lines.items():
+            assert drawn.keys() == {'teacher', *rows}
+            cells = {line.split(' | ')[0][2:]: line for line in part.splitlines()[2:]}
+            assert cells.keys() == rows.keys()
+            for row, values in rows.items():
                 assert list(drawn[row].get_xdata()) == list(values)
-                shown = [f'{y:.1f}' for y in drawn[row].get_ydata()]
-                assert f'| {row} | {" | ".join(shown)}' in table
+                shown = re.findall(r'\| (\d+\.\d)', cells[row])
+                assert [f'{y:.1f}' for y in drawn[row].get_ydata()] == shown
         plt.close()
         assert (tmp_path / 'curves.png').is_file()
 
@@ -128,6 +133,7 @@ def test_a_direction_that_keeps_the_rules_is_shown():
     assert 'at least 5 points | +8.0 |' in table
     assert 'less than 1 point | +0.4 |' in table
     assert 'broken' not in table
+    assert '| KD | 49.0 | 63.0 (+4.0) |  |' in report.curve_table(record_of())
     assert report.curves(record_of())['A -> B'] == {
         'student alone': {4: 59.0, 8: 59.4},
         'KD': {2: 49.0, 4: 63.0},

@@ -27,7 +27,7 @@ directions = {
     ),
 }
 seeds = 3
-epochs = 40
+epochs = 60
 test = True
 _data = {
     'train_dataloader.dataset.num_train': 45000,
@@ -63,10 +63,12 @@ rows = [
 curves = dict(
     rows=['student alone', 'KD, T = 4', 'OFA', 'RSD', 'TAS', 'TAS-RSD'],
     directions=['CNN -> ViT', 'ViT -> CNN'],
-    epochs=[5, 10, 20],
+    epochs=[5, 10, 20, 40],
 )
 # 3,000 images for the students, 9,000 as above for their teachers; one seed
 quick = dict(
+    epochs=80,
+    curves=dict(epochs=[10, 20, 40]),
     pairs=dict(
         _delete_=True,
         **{

@@ -5,6 +5,7 @@ test = False
 rules = False
 teachers = students = 'cifar100_long'
 seeds = 1
+epochs = 40
 rows = [
     'student alone',
     'KD, T = 4',
@@ -18,4 +19,10 @@ rows = [
     'TAS-RSD, all fades out',
 ]
 curves = dict(rows=[])
-quick = dict(teachers='cifar100_long_quick', students='cifar100_long_quick', rows=rows)
+quick = dict(
+    teachers='cifar100_long_quick',
+    students='cifar100_long_quick',
+    epochs=40,
+    curves=dict(epochs=[]),
+    rows=rows,
+)
