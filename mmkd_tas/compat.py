@@ -295,6 +295,24 @@ def timm_weights() -> bool:
     return True
 
 
+@mend
+def batches_of_any_size_in_windows() -> bool:
+    """mmpretrain: exported Swin models take batches of any size.
+
+    ``ShiftWindowMSA.window_reverse`` (models/utils/attention.py of 1.2.0) computes the number of
+    images as a Python number, which stays in the graph as a constant.
+    """
+    from mmpretrain.models.utils.attention import ShiftWindowMSA
+
+    def window_reverse(windows: torch.Tensor, H: int, W: int, window_size: int) -> torch.Tensor:  # noqa: N803
+        across = (H // window_size, W // window_size)
+        x = windows.unflatten(0, (-1, *across)).permute(0, 1, 3, 2, 4, 5)
+        return x.reshape(-1, H, W, windows.shape[-1])
+
+    ShiftWindowMSA.window_reverse = staticmethod(window_reverse)
+    return True
+
+
 # --- Optimizers ----------------------------------------------------------------
 
 

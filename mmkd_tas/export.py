@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import timm
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
-from mmpretrain.models import BaseClassifier
+from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
+from mmpretrain.apis import get_model
 from torch import Tensor, nn
 
 from . import cli, configs
@@ -42,6 +43,7 @@ class Student:
         meta: Of the checkpoint: ``dataset_meta``, ``epoch``, ``iter``.
         size: ``(H, W)`` of the images in pixels, None where the config does not say.
         mean, std: Of pixels from 0 to 1, per channel.
+        bgr: Whether the channels of its images are blue, green and red.
     """
 
     model: nn.Module
@@ -50,6 +52,7 @@ class Student:
     size: tuple[int, int] | None
     mean: list[float]
     std: list[float]
+    bgr: bool
 
     @classmethod
     def of_run(cls, run: str | Path, checkpoint: str | Path | None = None) -> 'Student':
@@ -64,17 +67,12 @@ class Student:
         """
         run = Path(run)
         if run.is_dir():
-            found = sorted(run.glob('*.py'))
-            if len(found) != 1:
-                names = ', '.join(file.name for file in found) or 'none'
-                raise SetupError(
-                    f"run: '{run}' should hold one config, that of the run ({names}); give the "
-                    'config and the checkpoint'
-                )
+            found = sorted(run.glob('*.py'), key=lambda file: file.stat().st_mtime)
             newest = checkpoint or newest_checkpoint(run)
-            if newest is None:
-                raise SetupError(f"run: there is no whole checkpoint in '{run}'")
-            run, checkpoint = found[0], checkpoint or newest[0]
+            if not found or newest is None:
+                what = 'whole checkpoint' if found else 'config of a run'
+                raise SetupError(f"run: there is no {what} in '{run}'; give the work dir of a run")
+            run, checkpoint = found[-1], checkpoint or newest[0]
         if checkpoint is None:
             raise SetupError(f"checkpoint: give one for the config '{run}', or give its work dir")
         config = configs.load_config(run)
@@ -84,9 +82,15 @@ class Student:
         with cli.mistakes_named(config):
             model = MODELS.build(config.model).eval()
         meta = load_weights(model, checkpoint, 'checkpoint').get('meta', {})
-        # without a normalisation the model takes pixels from 0 to 255
-        mean, std = normalisation(model.data_preprocessor) or ([0.0] * 3, [1.0] * 3)
-        size = declared or _final_size(_pipeline(config)) or built_for(model)
+        pipeline = _pipeline(config)
+        step = next((step for step in pipeline if step['type'].endswith('Normalize')), None)
+        given = (step['mean'], step['std']) if step else normalisation(model.data_preprocessor)
+        if given is None:  # the model takes pixels from 0 to 255
+            channels = next(p.shape[1] for p in model.parameters() if p.ndim == 4)
+            given = [0.0] * channels, [1.0] * channels
+        mean, std = given
+        swapped = step or {'to_rgb': getattr(model.data_preprocessor, '_channel_conversion', False)}
+        size = declared or _final_size(pipeline) or built_for(model)
         size = size or _final_size(_pipeline(config, 'train_dataloader'))
         return cls(
             model,
@@ -95,6 +99,8 @@ class Student:
             (size, size) if isinstance(size, int) else size and tuple(size),
             [value / 255 for value in mean],
             [value / 255 for value in std],
+            # files are read as BGR, data sets in memory are RGB
+            len(mean) == 3 and _reads_files(pipeline) != bool(swapped.get('to_rgb', True)),
         )
 
     @property
@@ -119,7 +125,14 @@ class Student:
 
     def described(self) -> dict[str, Any]:
         """Return what a file of a runtime says about the images and classes."""
-        return dict(input_size=self.size, mean=self.mean, std=self.std, classes=self.classes)
+        order = 'BGR' if self.bgr else 'RGB' if len(self.mean) == 3 else 'grey'
+        return dict(
+            input_size=self.size,
+            mean=self.mean,
+            std=self.std,
+            channels=order,
+            classes=self.classes,
+        )
 
 
 class _Logits(nn.Module):
@@ -154,12 +167,19 @@ def to_folder(student: Student, out: Path) -> str:
     Hugging Face ``AutoModelForImageClassification.from_pretrained('OUT')``, for one of mmpretrain
     ``ImageClassificationInferencer('OUT/config.py')``.
 
+    It is loaded first, and is there only if the logits are those of the student.
+
     Raises:
         SetupError: If the student is of no such library, or the folder is in use.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise SetupError(f"out: '{out}' is there already; give a new or an empty folder")
     inner = getattr(student.model, 'model', None)
+    if student.bgr and inner is not None:
+        raise SetupError(
+            '--to folder: the student was trained on BGR images (to_rgb=False), and its library '
+            'gives RGB; use --to onnx, --to pt2, or a .pth file, and swap the channels yourself'
+        )
     if hasattr(inner, 'pretrained_cfg'):
         write = _write_timm
     elif hasattr(inner, 'save_pretrained'):
@@ -170,14 +190,15 @@ def to_folder(student: Student, out: Path) -> str:
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.name}.') as folder:
         whole = Path(folder) / 'whole'  # the other folder is private to its owner
         whole.mkdir()
-        how = write(student, whole)
+        how, load = write(student, whole)
+        _compare(student, load(whole), 'folder')
         if out.exists():
             out.rmdir()
         shutil.move(whole, out)
     return how.format(out=out)
 
 
-def _write_timm(student: Student, folder: Path) -> str:
+def _write_timm(student: Student, folder: Path) -> tuple[str, Callable]:
     from timm.models import _hub as hub  # where timm keeps what it uploads with
 
     model, given = student.model.model, student.config.model
@@ -198,11 +219,14 @@ def _write_timm(student: Student, folder: Path) -> str:
     described = {'label_names': student.classes} if student.classes else {}
     arguments = arguments or None
     hub.save_for_hf(model, folder, described, model_args=arguments, safe_serialization=True)
-    return "timm.create_model('local-dir:{out}', pretrained=True)"
+    return (
+        "timm.create_model('local-dir:{out}', pretrained=True)",
+        lambda path: timm.create_model(f'local-dir:{path}', pretrained=True).eval(),
+    )
 
 
-def _write_hugging_face(student: Student, folder: Path) -> str:
-    from transformers import ViTImageProcessor
+def _write_hugging_face(student: Student, folder: Path) -> tuple[str, Callable]:
+    from transformers import AutoModelForImageClassification, ViTImageProcessor
 
     model = student.model.model
     if student.classes:
@@ -217,10 +241,15 @@ def _write_hugging_face(student: Student, folder: Path) -> str:
         do_normalize=True,
     )
     processor.save_pretrained(folder)
-    return "AutoModelForImageClassification.from_pretrained('{out}')"
+
+    def load(path: Path) -> Callable[[Tensor], Tensor]:
+        loaded = AutoModelForImageClassification.from_pretrained(path).eval()
+        return lambda images: loaded(images, **student.model._arguments).logits
+
+    return "AutoModelForImageClassification.from_pretrained('{out}')", load
 
 
-def _write_mmpretrain(student: Student, folder: Path) -> str:
+def _write_mmpretrain(student: Student, folder: Path) -> tuple[str, Callable]:
     model = student.config.model
     if 'cfg_path' in model:
         from mmengine.hub import get_config
@@ -228,13 +257,22 @@ def _write_mmpretrain(student: Student, folder: Path) -> str:
         model = get_config(model['cfg_path']).model
     model = {key: value for key, value in model.items() if key != 'init_cfg'}
     pipeline = _pipeline(student.config)
-    foreign = [kind for kind in _types([model, *pipeline]) if kind.startswith('mmkd_tas.')]
-    if foreign or not isinstance(student.model, BaseClassifier):
-        raise SetupError(
-            f'--to folder: {foreign[0] if foreign else type(student.model).__name__} is no model '
-            'of mmpretrain, timm or Hugging Face, which could load it; use --to onnx, --to pt2, or '
-            'a .pth file'
-        )
+    kinds = [(kind, MODELS.get(kind)) for kind in _types(model)]
+    kinds += [(kind, TRANSFORMS.get(kind)) for kind in _types(pipeline)]
+    stock = ('mmpretrain', 'mmengine', 'mmcv', 'torch')
+    for kind, found in kinds:
+        if found is not None and found.__module__.partition('.')[0] not in stock:
+            raise SetupError(
+                f'--to folder: {kind} is not of mmpretrain, timm or Hugging Face, which are to '
+                'load the student; use --to onnx, --to pt2, or a .pth file'
+            )
+    # the inferencer reads files, as BGR, of any size
+    rgb = len(student.mean) == 3 and not student.bgr
+    model['data_preprocessor'] = {**(model.get('data_preprocessor') or {}), 'to_rgb': rgb}
+    resized = any(step['type'].startswith(('Resize', 'CenterCrop')) for step in pipeline)
+    if student.size and not resized:
+        resize = dict(type='Resize', scale=student.size[::-1])
+        pipeline.insert(1 if _reads_files(pipeline) else 0, resize)
     config = Config(
         dict(
             model=model,
@@ -244,7 +282,12 @@ def _write_mmpretrain(student: Student, folder: Path) -> str:
     )
     config.dump(folder / 'config.py')
     to_file(student, folder / 'student.pth')
-    return "mmpretrain.ImageClassificationInferencer('{out}/config.py')"
+
+    def load(path: Path) -> Callable[[Tensor], Tensor]:
+        loaded = get_model(str(path / 'config.py'), pretrained=True)
+        return lambda images: loaded(images, mode='tensor')
+
+    return "mmpretrain.ImageClassificationInferencer('{out}/config.py')", load
 
 
 def to_onnx(student: Student, out: Path) -> str:
@@ -343,6 +386,10 @@ def _pipeline(config: Config, *names: str) -> list[dict]:
         if 'pipeline' in dataset:
             return [dict(step) for step in dataset['pipeline']]
     return []
+
+
+def _reads_files(pipeline: list[dict]) -> bool:
+    return any('LoadImage' in step['type'] for step in pipeline)
 
 
 def _final_size(pipeline: list[dict]) -> Any:

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 
+import cv2
 import numpy as np
 import onnx
 import onnxruntime
@@ -44,6 +45,20 @@ def students(folder, hugging_face):
     named = dict(_delete_=True, type='mmkd_tas.Classifier', num_classes=10)
     architectures = {
         'mmpretrain': {},
+        'swin': dict(
+            _delete_=True,
+            type='ImageClassifier',
+            backbone=dict(
+                type='SwinTransformer',
+                arch=dict(embed_dims=8, depths=[2, 1, 1, 1], num_heads=[1] * 4),
+                img_size=16,
+                patch_size=2,
+                window_size=2,
+                pad_small_map=True,
+            ),
+            neck=dict(type='GlobalAveragePooling'),
+            head=dict(type='LinearClsHead', in_channels=64, num_classes=10),
+        ),
         'timm': {**named, 'model': 'timm:test_vit', 'img_size': 16, 'pos_drop_rate': 0.1},
         'hf': {**named, 'model': hugging_face},
         'own': {**named, 'model': {'type': 'own_model.BranchesOnCount'}},
@@ -120,9 +135,18 @@ def test_mmpretrain_loads_a_folder(students, pixels):
     image = pixels[3].permute(1, 2, 0).byte().numpy()
     (result,) = infer(image)
     assert result['pred_class'] == CLASSES[result['pred_label']]
+    # files of any size, read as BGR
+    rng = np.random.default_rng(0)
+    colours = rng.integers(0, 256, (16, 16, 3), np.uint8)
+    cv2.imwrite(str(out / 'colours.png'), colours[..., ::-1].repeat(2, 0).repeat(2, 1))
+    (result,) = infer(str(out / 'colours.png'))
+    with torch.no_grad():
+        inputs = torch.from_numpy(colours).permute(2, 0, 1)[None].float()
+        logits = student.model(student.model.data_preprocessor(dict(inputs=inputs))['inputs'])
+    assert np.allclose(result['pred_scores'], logits.softmax(1)[0], atol=1e-4)
 
 
-@pytest.mark.parametrize('name', ['mmpretrain', 'timm', 'hf'])
+@pytest.mark.parametrize('name', ['mmpretrain', 'swin', 'timm', 'hf'])
 def test_onnxruntime_runs_batches_of_any_size(students, pixels, name):
     student, out = export(students[name], 'onnx')
     session = onnxruntime.InferenceSession(out, providers=['CPUExecutionProvider'])
@@ -137,7 +161,7 @@ def test_onnxruntime_runs_batches_of_any_size(students, pixels, name):
 
 @pytest.mark.skipif(not hasattr(torch.export, 'Dim'), reason='of PyTorch 2.2')
 def test_torch_loads_a_program(students, pixels):
-    student, out = export(students['timm'], 'pt2')
+    student, out = export(students['mmpretrain'], 'pt2')
     files = {'meta.json': ''}
     program = torch.export.load(out, extra_files=files).module()
     found = json.loads(files['meta.json'])
@@ -158,14 +182,14 @@ def test_a_graph_that_is_not_the_model_is_not_written(students, tmp_path):
 
 def test_mistakes(students, tmp_path):
     run, nowhere = students['own'], tmp_path / 'new'
-    with pytest.raises(SetupError, match='Classifier is no model of mmpretrain, timm or Hugging'):
+    with pytest.raises(SetupError, match='Classifier is not of mmpretrain, timm or Hugging Face'):
         FORMATS['folder'][1](Student.of_run(run), nowhere)
     assert not [*tmp_path.iterdir()]
     assert 'is there already; give a new or an empty folder' in ends_with(
         EXPORT, students['timm'], students['timm'], '--to', 'folder'
     )
     assert 'give WORK_DIR, WORK_DIR OUT, or CONFIG CHECKPOINT OUT' in ends_with(EXPORT, 'none')
-    assert 'should hold one config, that of the run (none)' in ends_with(EXPORT, tmp_path)
+    assert "there is no config of a run in '" in ends_with(EXPORT, tmp_path)
     (tmp_path / 'run.py').write_text((run / 'run.py').read_text())
     assert "there is no whole checkpoint in '" in ends_with(EXPORT, tmp_path)
 
