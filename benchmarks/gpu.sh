@@ -77,7 +77,7 @@ if [ -n "$rehearse" ]; then
     tests=(tests/test_gpu.py tests/test_fake_cuda.py -k 'scaler or planted')
     pairs=('timm:test_vit timm:test_resnet')
     sizes=(--batch 4 --input 160 --rounds 2 --methods kd tas)
-    options=(--amp bfloat16 --channels-last) compiled=() share=60
+    options=(--amp bfloat16 --channels-last) compiled=(--compile aot_eager) share=60
     cat >"$out/protocol.py" <<PYTHON
 _base_ = '$PWD/benchmarks/protocols/digits.py'
 pairs = {'_delete_': True, 'CNN -> ViT': 'resnet18-w16_vit-w64'}
@@ -96,7 +96,7 @@ else
         'timm:convnext_tiny timm:deit_tiny_patch16_224'
     )
     sizes=(--batch 128 --rounds 20 --methods kd ofa hcd rsd tas tas:swin)
-    options=(--amp bfloat16 --channels-last) compiled=(tas) share=20
+    options=(--amp bfloat16 --channels-last) compiled=(tas --compile) share=20
     accuracy+=(benchmarks/protocols/cifar100_gpu.py --workers 4 --data-root "$data")
 fi
 
@@ -106,7 +106,7 @@ for pair in "${pairs[@]}"; do
     name=${teacher#timm:}_${student#timm:}
     command=("${step[@]}" --teacher "$teacher" --student "$student" "${sizes[@]}")
     part "step_$name" 15 "${command[@]}" "${options[@]}" --out "$out/step_$name"
-    part "compiled_$name" "$share" "${command[@]}" "${options[@]}" --compile --methods kd "${compiled[@]}" \
+    part "compiled_$name" "$share" "${command[@]}" "${options[@]}" --methods kd "${compiled[@]}" \
         --out "$out/compiled_$name"
 done
 read -r teacher student <<<"${pairs[0]}"

@@ -110,7 +110,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--rounds', type=int, default=20)
     parser.add_argument('--amp', choices=('float16', 'bfloat16'), help='autocast of all variants')
     parser.add_argument('--channels-last', action='store_true')
-    parser.add_argument('--compile', action='store_true', help='torch.compile of both models')
+    parser.add_argument(
+        '--compile',
+        nargs='?',
+        const='inductor',
+        metavar='BACKEND',
+        help='torch.compile of both models',
+    )
     parser.add_argument('--host', action='store_true', help='time the program, not the tensors')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     return parser.parse_args()
@@ -141,8 +147,8 @@ def build(method: str, args: argparse.Namespace) -> nn.Module:
             input_size=args.input,
             distiller=distiller,
             channels_last=args.channels_last,
-            student_compile=args.compile,
-            teacher_compile=args.compile,
+            student_compile=dict(backend=args.compile) if args.compile else False,
+            teacher_compile=dict(backend=args.compile) if args.compile else False,
             teacher_cache=dict(path=tempfile.mkdtemp()) if method.endswith('-cached') else None,
         )
     )

@@ -2,7 +2,7 @@
 # is trained on
 _base_ = './digits.py'
 teachers = 'digits'
-seeds = 2
+seeds = 1
 _blocks = ('swin', 'bottleneck', 'conv', 'none')
 rows = [f'TAS, {block}' for block in _blocks]
 known_rows = {
