@@ -1,4 +1,4 @@
-"""What models of every library return, and how many classes they say they have."""
+"""What models of every library say of themselves, and what they return."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,6 +27,16 @@ def num_classes(model: nn.Module) -> int | None:
     # of LeNet5, InceptionV3 and VGG the backbone makes the logits, unless this is -1
     count = getattr(getattr(model, 'backbone', None), 'num_classes', None)
     return count if isinstance(count, int) and count > 0 else None
+
+
+def built_for(model: nn.Module) -> int | tuple[int, int] | None:
+    """Return the image size that a model was built for, where it says so."""
+    for module in model.modules():
+        for name in ('img_size', 'init_input_size'):
+            size = getattr(module, name, None)
+            if isinstance(size, int) or (isinstance(size, tuple | list) and len(size) == 2):
+                return size
+    return None
 
 
 def vector_of(output: Any, headless: bool = False) -> Tensor:

@@ -98,7 +98,7 @@ class Classifier(BaseClassifier):
         name = 'interpolate_pos_encoding'
         taken = name in inspect.signature(model.forward).parameters
         self._arguments = {name: True} if taken else {}
-        self.img_size = img_size  # what :func:`mmkd_tas.stages.built_for` asks for
+        self.img_size = img_size  # what :func:`mmkd_tas.outputs.built_for` asks for
         if num_classes is not None:
             self.num_classes = num_classes
         if not isinstance(model, BaseModule):

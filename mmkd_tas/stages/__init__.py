@@ -1,7 +1,7 @@
 from .recorder import SOURCES, StageOutputsRecorder
 from .stage import Stage
 from .tail import Knowledge, Tail
-from .view import ModelView, built_for, describe, view_of
+from .view import ModelView, describe, view_of
 
 __all__ = [
     'SOURCES',
@@ -10,7 +10,6 @@ __all__ = [
     'Stage',
     'StageOutputsRecorder',
     'Tail',
-    'built_for',
     'describe',
     'view_of',
 ]

@@ -24,9 +24,9 @@ class Cost:
 
 def costs_of(view: ModelView) -> list[Cost]:
     """Return what each stage costs from the end of the one before, and then the rest."""
-    ends = [view.calls[stage.module][-1] for stage in view.stages]
+    ends = [view.trace.calls_of[stage.module][-1] for stage in view.stages]
     total = view.trace.flops
-    upto = [0, *(end.flops for end in ends), total]
+    upto = [0, *(end.ended.flops for end in ends), total]
     costs = [  # the trace is of two images
         Cost(flops=(after - before) // 2, share=(after - before) / max(1, total))
         for before, after in itertools.pairwise(upto)
@@ -34,8 +34,8 @@ def costs_of(view: ModelView) -> list[Cost]:
     for name, parameter in view.model.named_parameters():
         # the innermost module around it that is called (attention does not call all of its own)
         owner = name
-        while owner not in view.calls:
+        while owner not in view.trace.calls_of:
             owner = owner.rpartition('.')[0]
-        began = view.calls[owner][0].began
+        began = view.trace.calls_of[owner][0].began
         costs[sum(end.ended <= began for end in ends)].parameters += parameter.numel()
     return costs

@@ -3,8 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.utils import apply_to
@@ -41,6 +40,14 @@ class Node:
     writes: bool = False
 
 
+class Mark(NamedTuple):
+    """How far a forward is: the numbers of nodes, of FLOPs, and of the products that have them."""
+
+    nodes: int
+    flops: int
+    products: int
+
+
 class Dataflow(TorchDispatchMode):
     """Record, while it is entered, every operation on what depends on the images.
 
@@ -52,14 +59,12 @@ class Dataflow(TorchDispatchMode):
 
     Attributes:
         nodes: In the order in which they were made.
-        flops, products: Floating point operations, and the number of the convolutions and
-            products that have them, up to now.
     """
 
     def __init__(self, images: Tensor) -> None:
         super().__init__()
         self.nodes: list[Node] = []
-        self.flops = self.products = 0
+        self._flops = self._products = 0
         self._node_of: dict[int, Node] = {}
         self._written: dict[int, Node] = {}
         self._alive: list[Tensor] = []  # or an id could be given away twice
@@ -73,8 +78,8 @@ class Dataflow(TorchDispatchMode):
         own = apply_to((args, kwargs), torch.is_tensor, lambda t: self._node_of.get(id(t), t))
         output = func(*args, **kwargs)
         flops = _flops_of(func, args, kwargs, output)
-        self.flops += flops
-        self.products += flops > 0
+        self._flops += flops
+        self._products += flops > 0
         if reads:
             writes = any(a.alias_info and a.alias_info.is_write for a in func._schema.arguments)
             for which, tensor in enumerate(parts_of(output, Tensor)):
@@ -94,11 +99,16 @@ class Dataflow(TorchDispatchMode):
         found = [self._node_of.get(id(tensor)), self._written.get(_storage(tensor))]
         return max(filter(None, found), key=lambda node: node.index, default=None)
 
-    def is_final(self, tensor: Tensor, node: Node) -> bool:
-        """Whether a tensor is still what it was when it was given this node, and all of it."""
-        if node.writes and tensor.numel() != tensor.untyped_storage().nbytes() // tensor.itemsize:
-            return False
-        return self.node_of(tensor) is node
+    @property
+    def mark(self) -> Mark:
+        """How far the forward is."""
+        return Mark(len(self.nodes), self._flops, self._products)
+
+    def stays(self, tensor: Tensor, before: Mark) -> bool:
+        """Whether nothing writes to a tensor after a mark, nor before to only a part of it."""
+        node, storage = self.node_of(tensor), tensor.untyped_storage()
+        all_of_it = tensor.numel() * tensor.itemsize == storage.nbytes()
+        return node.index < before.nodes and (all_of_it or not node.writes)
 
     def cuts(self, logits: Node) -> set[int]:
         """Return the numbers of the nodes through which every path to the logits leads.
@@ -116,11 +126,6 @@ class Dataflow(TorchDispatchMode):
                 found.add(index)
             reach = max(reach, last_read[index])
         return found
-
-    @cached_property
-    def positions(self) -> 'Positions':
-        """Where in the images the elements of each tensor come from."""
-        return Positions(self)
 
 
 def parts_of(value: Any, kind: type) -> list:

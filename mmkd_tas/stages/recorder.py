@@ -12,14 +12,14 @@ from ..outputs import pooled_of, vector_of
 from ..registry import TASK_UTILS
 from .dataflow import parts_of
 from .trace import feature_of
-from .view import describe, view_of
+from .view import OF_IMAGES, describe, view_of
 
-SOURCES = ('stage1', 'stage2', 'stage3', 'stage4', 'pooled', 'logits', 'labels', 'classes')
+SOURCES = ('stage1', 'stage2', 'stage3', 'stage4', 'pooled', 'logits', *OF_IMAGES)
 
 
 @TASK_UTILS.register_module()
 class StageOutputsRecorder(ModuleOutputsRecorder):
-    """Record a stage's feature, the pooled feature, the logits or the labels.
+    """Record a stage's feature, the pooled feature, the logits, or what comes with the images.
 
     In a config it is called ``mmkd_tas.StageOutputs``, for student and teacher
     alike, whatever they are:
@@ -36,6 +36,7 @@ class StageOutputsRecorder(ModuleOutputsRecorder):
     labels     ``(N,)`` class indices, or ``(N, C)`` shares where mixup or cutmix gave
                the images several
     classes    ``(N,)`` class indices, that with the largest share
+    indices    ``(N,)`` indices of the images in their data set
     ========== =================================================================
 
     Args:
@@ -67,15 +68,14 @@ class StageOutputsRecorder(ModuleOutputsRecorder):
         """Find the source in a model, and watch it."""
         given = any(value is not None for value in self.description)
         self.view = describe(model, *self.description) if given else view_of(model)
-        if self.source in ('labels', 'classes'):
-            self.take, paths = self.labels, ['']
-        elif self.source == 'pooled':
-            self.take, paths = self.pooled, self.view.classifiers or ['']
-        elif self.source == 'logits':
-            self.take, paths = self.logits, [self.view.logits_module]
+        place = self.view.source(self.source)
+        paths = [place.module if place else '']
+        if self.source == 'pooled' and self.view.classifiers:
+            paths = self.view.classifiers
+        if self.source in SOURCES[4:]:
+            self.take = getattr(self, self.source)
         else:
-            self.stage = self.view.source(self.source)
-            self.take, paths = self.feature, [self.stage.module]
+            self.take, self.stage = self.feature, place
         for path in paths:
             module = model.get_submodule(path)
             self.handles.append(module.register_forward_hook(self.record, with_kwargs=True))
@@ -92,18 +92,33 @@ class StageOutputsRecorder(ModuleOutputsRecorder):
 
     def labels(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Tensor:
         """Take the labels from the data samples that a model is called with."""
-        labels = labels_of(kwargs.get('data_samples') or next(iter(args[1:]), None))
-        return labels.argmax(1) if self.source == 'classes' and labels.ndim == 2 else labels
+        return labels_of(_samples(args, kwargs))
+
+    def classes(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Tensor:
+        """Take the labels, of shares the largest."""
+        labels = labels_of(_samples(args, kwargs))
+        return labels.argmax(1) if labels.ndim == 2 else labels
+
+    def indices(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Tensor:
+        """Take the indices from the data samples."""
+        samples = _samples(args, kwargs)
+        if any('sample_idx' not in sample for sample in samples):
+            raise SetupError(
+                'indices: the data samples have no sample_idx, the place of an image in its data '
+                "set: keep it among the meta_keys of the pipeline's PackInputs (in a plain loop: "
+                'kd(images, labels, indices))'
+            )
+        return torch.tensor([sample.sample_idx for sample in samples])
 
     def pooled(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Tensor | None:
         """Take the input of the last classifier, or what a model without one returns."""
-        if self.view.headless:
+        if self.view.trace.headless:
             return vector_of(output, headless=True)
         self.parts.append(parts_of((args, kwargs), Tensor)[0])
         if len(self.parts) < len(self.view.classifiers):
             return None
         parts, self.parts = self.parts, []
-        return pooled_of(parts, self.view.classifier_dims)
+        return pooled_of(parts, [dim for _, dim in self.view.trace.classifiers])
 
     def logits(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Tensor:
         """Take the logits; of a head with a margin, those without it."""
@@ -138,3 +153,7 @@ def labels_of(data_samples: list) -> Tensor:
     if 'gt_score' in data_samples[0]:
         return torch.stack([sample.gt_score for sample in data_samples])
     return torch.cat([sample.gt_label for sample in data_samples])
+
+
+def _samples(args: tuple, kwargs: dict) -> list:
+    return kwargs.get('data_samples') or next(iter(args[1:]), None)

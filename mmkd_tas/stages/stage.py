@@ -28,7 +28,7 @@ class Stage:
     layout: str
     prefix: int = 0
     channels: int = 0
-    grid: tuple[int, int] = (0, 0)
+    grid: tuple[int, int] = (1, 1)
 
     @property
     def tokens(self) -> int:
@@ -38,15 +38,8 @@ class Stage:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the output for one image, without the batch dimension."""
-        height, width = self.grid
-        length = self.tokens + self.prefix
-        return {
-            'NCHW': (self.channels, height, width),
-            'NHWC': (height, width, self.channels),
-            'NLC': (length, self.channels),
-            'NCL': (self.channels, length),
-            'NC': (self.channels,),
-        }[self.layout]
+        sizes = dict(C=self.channels, H=self.grid[0], W=self.grid[1], L=self.prefix + self.tokens)
+        return tuple(sizes[dim] for dim in self.layout[1:])
 
     def to_tokens(self, feature: Tensor) -> Tensor:
         """Return the positions of a feature as tokens ``(N, L, C)``, without the prefix."""
@@ -71,21 +64,13 @@ class Stage:
         """
         if self.prefix:
             tokens = torch.cat([prefix.to(tokens.dtype), tokens], dim=1)
-        if self.layout == 'NLC':
-            return tokens
-        if self.layout == 'NHWC':
-            return tokens.unflatten(1, self.grid)
-        channels_first = tokens.transpose(1, 2)
-        return channels_first.unflatten(2, self.grid) if self.layout == 'NCHW' else channels_first
+        if 'L' not in self.layout:
+            tokens = tokens.unflatten(1, self.grid)
+        return tokens.movedim(-1, self.layout.index('C'))
 
     def _all_tokens(self, feature: Tensor) -> Tensor:
-        if self.layout == 'NLC':
-            return feature
-        if self.layout == 'NC':
-            return feature[:, None]
-        if self.layout == 'NHWC':
-            return feature.flatten(1, 2)
-        return feature.flatten(2).transpose(1, 2)
+        channels_last = feature.movedim(self.layout.index('C'), -1)
+        return channels_last.reshape(len(feature), -1, self.channels)
 
     @classmethod
     def declared(cls, entry: dict, sizes: tuple[int, ...], found: 'Stage | None') -> 'Stage':
@@ -103,11 +88,11 @@ class Stage:
         layout = entry.get('layout', usual)
         if layout not in LAYOUTS:
             raise SetupError(f'stages: {entry["module"]!r} has {layout=}, none of {LAYOUTS}')
-        first = layout in ('NCHW', 'NCL')
-        known = dict(channels=sizes[0 if first else -1], grid=sizes[1:] if first else sizes[:-1])
+        channels, *grid = sizes if layout[1] == 'C' else (sizes[-1], *sizes[:-1])
+        known = dict(layout=layout, channels=channels, grid=tuple(grid))
         if found and found.layout == layout:
             known = asdict(found)
-        stage = cls(**{**known, 'layout': layout, **entry})
+        stage = cls(**{**known, **entry})
         wrong_prefix = stage.prefix and len(sizes) == 3
         if len(stage.grid) != 2 or wrong_prefix or stage.shape != sizes:
             raise SetupError(
@@ -127,10 +112,12 @@ class Stage:
             positions: For one image, see :class:`Positions`.
             width: Of the image.
         """
-        dims = {3: (('NCHW', 0), ('NHWC', 2)), 2: (('NLC', 1), ('NCL', 0))}
-        for layout, dim in dims.get(positions.ndim, ()):
+        for layout in LAYOUTS:
+            dim = layout.index('C') - 1
+            if len(layout) != positions.ndim + 1 or positions.shape[dim] == 1:
+                continue
             plane = positions.select(dim, 0)
-            if positions.shape[dim] == 1 or not (positions == plane.unsqueeze(dim)).all():
+            if not (positions == plane.unsqueeze(dim)).all():
                 continue  # these are not the channels
             prefix = 0
             if plane.ndim == 1:
@@ -146,11 +133,10 @@ class Stage:
 
 def in_order(plane: Tensor, width: int) -> bool:
     """Whether positions ``(H, W)`` are those of an image of some width, row by row."""
-    rows, columns = plane // width, plane % width
+    rows, columns = plane[:, :1] // width, plane[:1] % width
     return bool(
-        (plane >= 0).all()
-        and (rows == rows[:, :1]).all()
-        and (columns == columns[:1]).all()
+        plane[0, 0] >= 0
+        and (plane == rows * width + columns).all()
         and (rows.diff(dim=0) > 0).all()
         and (columns.diff(dim=1) > 0).all()
     )

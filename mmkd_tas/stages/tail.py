@@ -3,8 +3,8 @@
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.utils import apply_to
@@ -15,10 +15,7 @@ from ..errors import SetupError
 from ..outputs import pooled_of, vector_of
 from .dataflow import parts_of
 from .stage import Stage
-from .trace import Call, Shape, example, feature_of, is_shape, undisturbed
-
-if TYPE_CHECKING:
-    from .view import ModelView
+from .trace import Call, Shape, Trace, example, feature_of, is_shape, undisturbed
 
 
 class Knowledge(NamedTuple):
@@ -36,7 +33,7 @@ class Knowledge(NamedTuple):
     feature: Tensor
 
 
-_RECOMPUTING = ('grad_checkpointing', 'gradient_checkpointing', 'with_cp')
+_RECOMPUTING = {'grad_checkpointing', 'gradient_checkpointing', 'with_cp'}
 
 
 class Tail:
@@ -51,22 +48,35 @@ class Tail:
     statistics: the model's ordinary forward updates those.
 
     Args:
-        view: Of the model.
-        stage: Its stage.
+        model: A classifier.
+        trace: What was seen of its forward.
+        stage: The stage.
+        last: The last stage.
 
     Raises:
         SetupError: If the replay does not give the model's own logits, as with
             a model that hands more than one feature from stage to stage.
     """
 
-    def __init__(self, view: 'ModelView', stage: Stage) -> None:
-        self._view = view
-        self.stage = stage
-        self._image = (view.channels, *view.input_size)
-        self._end = view.calls[stage.module][-1]
-        finished = self._finished_before_the_end()
-        self._passed = [call for call in finished if self._on_the_way_of_the_prefix(call)]
-        self._skipped = [call for call in finished if call not in self._passed]
+    def __init__(self, model: nn.Module, trace: Trace, stage: Stage, last: Stage) -> None:
+        self._model, self._trace, self.stage = model, trace, stage
+        self._end = trace.calls_of[stage.module][-1]
+        self._last = model.get_submodule(last.module)
+        self._classifiers = [model.get_submodule(call.path) for call, _ in trace.classifiers]
+        self._passed: list[nn.Module] = []
+        skipped: dict[str, list[Call]] = {}
+        for call in self._finished_before_the_end():
+            module = model.get_submodule(call.path)
+            # The class token passes it between its origin and the first block.
+            light = isinstance(module, nn.LayerNorm | nn.Dropout | nn.Identity)
+            if stage.prefix and light and call is not self._end:
+                self._passed.append(module)
+            else:
+                skipped.setdefault(call.path, []).append(call)
+        self._skipped = [(model.get_submodule(path), calls) for path, calls in skipped.items()]
+        done = (path for path, calls in skipped.items() if len(calls) == len(trace.calls_of[path]))
+        idle = tuple(f'{path}.' for path in done)
+        self._running = [m for path, m in model.named_modules() if not path.startswith(idle)]
         self._check()
 
     def __call__(self, feature: Tensor, own_prefix: bool = False) -> Knowledge:
@@ -79,11 +89,10 @@ class Tail:
                 front. They do not depend on the images.
         """
         with self._replaying(feature, own_prefix):
-            return self._run(feature.new_zeros(()).expand(len(feature), *self._image))
+            return self._run(feature.new_zeros(()).expand(len(feature), *self._trace.image))
 
     def _run(self, images: Tensor) -> Knowledge:
         """Run the model, and watch its last stage and what enters its classifiers."""
-        view, plan = self._view, self._plan
         last: list[Tensor] = []
         inputs: list[Tensor] = []
 
@@ -97,43 +106,14 @@ class Tail:
             return output
 
         with _changes() as change:
-            for module in plan.classifiers:
+            for module in self._classifiers:
                 change(module, 'forward', partial(entered, module.forward))
-            change(plan.end, 'forward', partial(ended, plan.end.forward))
-            for module in (*plan.classifiers, plan.end):
+            change(self._last, 'forward', partial(ended, self._last.forward))
+            for module in (*self._classifiers, self._last):
                 change(module, '_compiled_call_impl', None)
-            logits = vector_of(view.model(images), view.headless)
-        pooled = pooled_of(inputs, view.classifier_dims) if inputs else logits
-        return Knowledge(pooled, logits, last[-1])
-
-    @cached_property
-    def _plan(self) -> '_Plan':
-        """What to do to the modules of the model in a replay."""
-        view = self._view
-        skipped: dict[str, list[Call]] = {}
-        for call in self._skipped:
-            skipped.setdefault(call.path, []).append(call)
-        idle = [
-            f'{path}.' for path, calls in skipped.items() if len(calls) == len(view.calls[path])
-        ]
-        running = [
-            module
-            for path, module in view.model.named_modules()
-            if not any(path.startswith(start) for start in idle)
-        ]
-        return _Plan(
-            skipped=[(view.model.get_submodule(path), calls) for path, calls in skipped.items()],
-            passed=[self._module(call) for call in self._passed],
-            running=running,
-            norms=[module for module in running if isinstance(module, _BatchNorm)],
-            recomputing=[(m, name) for m in running for name in _RECOMPUTING if hasattr(m, name)],
-            classifiers=[view.model.get_submodule(path) for path in view.classifiers],
-            end=view.model.get_submodule(view.stages[-1].module),
-        )
-
-    def __getstate__(self) -> dict:
-        """Leave the plan out: a copy may be of another copy of the model."""
-        return {key: value for key, value in vars(self).items() if key != '_plan'}
+            logits = vector_of(self._model(images), self._trace.headless)
+        dims = [dim for _, dim in self._trace.classifiers]
+        return Knowledge(pooled_of(inputs, dims) if inputs else logits, logits, last[-1])
 
     def _finished_before_the_end(self) -> list[Call]:
         """Return the largest modules that have finished when the stage ends, in order."""
@@ -148,18 +128,9 @@ class Tail:
             call = call.parent
         return finished
 
-    def _on_the_way_of_the_prefix(self, call: Call) -> bool:
-        """Whether the class token passes a module between its origin and the first block."""
-        light = isinstance(self._module(call), nn.LayerNorm | nn.Dropout | nn.Identity)
-        return bool(self.stage.prefix) and light and call is not self._end
-
-    def _module(self, call: Call) -> nn.Module:
-        return self._view.model.get_submodule(call.path)
-
     @contextlib.contextmanager
     def _replaying(self, feature: Tensor, own_prefix: bool) -> Iterator[None]:
         """Make the model's next forward start at the end of the stage."""
-        plan = self._plan
         prefix: list[Tensor] = []
 
         def replayed(own: Callable, queue: deque[Call], *args: Any, **kwargs: Any) -> Any:
@@ -174,32 +145,30 @@ class Tail:
             return apply_to(call.output, is_shape, lambda _: given)
 
         with _changes() as change:
-            for module, calls in plan.skipped:
+            for module, calls in self._skipped:
                 change(module, 'forward', partial(replayed, module.forward, deque(calls)))
-            for module in plan.passed:
+            for module in self._passed:
                 change(module, 'training', False)
-            for module in plan.running:
+            for module in self._running:
                 if module._compiled_call_impl is not None:  # knows nothing of the replay
                     change(module, '_compiled_call_impl', None)
-            for module in plan.norms:
-                if module.training:
+                if isinstance(module, _BatchNorm) and module.training:
                     change(module, 'track_running_stats', False)
-            # A recomputation in backward would find the replay gone.
-            for module, name in plan.recomputing:
-                if getattr(module, name):
+                # A recomputation in backward would find the replay gone.
+                for name in _RECOMPUTING & vars(module).keys():
                     change(module, name, False)
             yield
 
     def _check(self) -> None:
         """Compare with the model's own forward."""
-        model, recorded = self._view.model, []
+        recorded: list[Tensor] = []
 
         def record(module: nn.Module, args: tuple, output: Any) -> None:
             recorded.append(feature_of(output).clone())  # it may be changed in place later
 
-        with undisturbed(model):
-            model.get_submodule(self.stage.module).register_forward_hook(record)
-            own = self._run(example(model, self._image, 2))
+        with undisturbed(self._model):
+            self._model.get_submodule(self.stage.module).register_forward_hook(record)
+            own = self._run(example(self._model, self._trace.image, 2))
             feature = recorded[-1]
             own, replayed = (torch.cat(known[:2], dim=1) for known in (own, self(feature)))
             if not torch.allclose(replayed, own, rtol=1e-3, atol=1e-3 * float(own.std())):
@@ -215,18 +184,6 @@ class Tail:
                         f"the prefix tokens of '{self.stage.module}' are not there before the "
                         'first block; choose other `stages`, or another `split`'
                     ) from error
-
-
-class _Plan(NamedTuple):
-    """Modules of a model that a tail deals with, as long as the model is the same object."""
-
-    skipped: list[tuple[nn.Module, list[Call]]]
-    passed: list[nn.Module]
-    running: list[nn.Module]
-    norms: list[nn.Module]
-    recomputing: list[tuple[nn.Module, str]]
-    classifiers: list[nn.Module]
-    end: nn.Module
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..errors import SetupError
 from ..outputs import num_classes, vector_of
-from .dataflow import Dataflow, Node, parts_of
+from .dataflow import Dataflow, Mark, Node, Positions, parts_of
 from .stage import Stage
 
 
@@ -67,31 +67,33 @@ class Call(_Past):
     Attributes:
         path: Of the module.
         parent: The call within which it happened; None for the model's own.
+        began, ended: How far the forward was then.
         children: The calls that happened directly within it, in order.
         inputs: Its arguments without and with names, each tensor replaced by its :class:`Shape`.
         output: Likewise.
-        began, ended: How many operations had been recorded then.
         nodes: Of the tensors in its output; none if one of them is changed later.
         stage: What it emits, where a stage may end with it.
-        is_cut: Whether the rest of the model follows from its output alone.
-        flops, products: Of the forward when it ended.
-        own_flops, own_products: Of the call.
     """
 
     path: str
     parent: 'Call | None'
+    began: Mark
+    ended: Mark | None = None
     children: list['Call'] = field(default_factory=list)
     inputs: Any = None
     output: Any = None
-    began: int = 0
-    ended: int = 0
     nodes: tuple[int, ...] = ()
     stage: Stage | None = None
-    is_cut: bool = False
-    flops: int = 0
-    products: int = 0
-    own_flops: int = 0
-    own_products: int = 0
+
+    @property
+    def flops(self) -> int:
+        """Floating point operations of the call."""
+        return self.ended.flops - self.began.flops
+
+    @property
+    def products(self) -> int:
+        """Number of its convolutions and products."""
+        return self.ended.products - self.began.products
 
     @property
     def enters(self) -> Shape | None:
@@ -104,47 +106,54 @@ class Trace(_Past):
     """What was seen of a forward.
 
     Attributes:
+        image: ``(C, H, W)`` of the images.
+        headless: Whether the model says that it has no classes, and returns a feature.
         calls: In the order in which they ended.
-        channels: Of the images.
-        logits: Of the model, or the feature of one that has no head.
+        logits: What the model returns: its logits, or that feature.
         logits_call: Of the innermost module that returns them, perhaps in another shape.
-        classifiers: ``(call, dim)`` of the modules that make them from the pooled feature,
-            and the dimension of its channels.
-        flops: Of the forward, with two images.
+        classifiers: Of the modules that make them from the pooled feature, and the dimension
+            of the channels in what enters each.
         branches: Whether other modules run for other images: then no stage is found.
     """
 
+    image: tuple[int, int, int]
+    headless: bool
     calls: list[Call]
-    channels: int
     logits: Shape
     logits_call: Call
     classifiers: list[tuple[Call, int]]
-    flops: int
     branches: bool
+
+    @cached_property
+    def calls_of(self) -> dict[str, list[Call]]:
+        """The calls of each module, in order."""
+        found: dict[str, list[Call]] = {}
+        for call in self.calls:
+            found.setdefault(call.path, []).append(call)
+        return found
+
+    @property
+    def flops(self) -> int:
+        """Floating point operations of the forward, with two images."""
+        return self.calls[-1].flops
 
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Run a model in eval mode, as it is written, without gradients; leave no trace or hook."""
-    states = [(module, dict(vars(module))) for module in model.modules()]
-    kept = [
-        (value, value.copy())
-        for _, state in states
-        for value in state.values()
-        if type(value) in (dict, OrderedDict, list, set)
-    ]
+    states = [vars(module) for module in model.modules()]
+    kinds = (dict, OrderedDict, list, set)
+    parts = [value for state in states for value in state.values() if type(value) in kinds]
+    copies = [(value, value.copy()) for value in (*states, *parts)]
     cuda = [p.device for p in model.parameters() if p.is_cuda][:1]
     with torch.random.fork_rng(cuda), torch.no_grad():
         model.eval()
-        for module, _ in states:
+        for module in model.modules():
             module._compiled_call_impl = None
         try:
             yield
         finally:
-            for module, state in states:
-                vars(module).clear()
-                vars(module).update(state)
-            for value, copied in kept:
+            for value, copied in copies:
                 value.clear()
                 (value.extend if isinstance(value, list) else value.update)(copied)
 
@@ -179,7 +188,7 @@ def trace(model: nn.Module, input_size: tuple[int, int], named: Collection[str] 
         for mode in (_fake, contextlib.nullcontext):
             try:
                 runs = [_watch(model, (channels, *input_size), n, mode()) for n in (3, 2)]
-                return _trace_of(*runs, channels, num_classes(model) == 0, named)
+                return _trace_of(*runs, (channels, *input_size), num_classes(model) == 0, named)
             except SetupError as error:
                 raise SetupError(f'{name}: {error}') from error
             except Exception as error:
@@ -218,8 +227,7 @@ def _watch(
     ended: dict[Call, list[Tensor]] = {}
 
     def enter(path: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        call = Call(path, parent=stack[-1] if stack else None, began=len(flow.nodes))
-        call.own_flops, call.own_products = -flow.flops, -flow.products
+        call = Call(path, stack[-1] if stack else None, flow.mark)
         call.inputs = apply_to((args, kwargs), torch.is_tensor, _seen)
         if call.parent:
             call.parent.children.append(call)
@@ -227,10 +235,7 @@ def _watch(
 
     def leave(module: nn.Module, args: tuple, output: Any) -> None:
         call = stack.pop()
-        call.output = apply_to(output, torch.is_tensor, _seen)
-        call.ended, call.flops, call.products = len(flow.nodes), flow.flops, flow.products
-        call.own_flops += flow.flops
-        call.own_products += flow.products
+        call.output, call.ended = apply_to(output, torch.is_tensor, _seen), flow.mark
         ended[call] = parts_of(output, Tensor)
 
     with undisturbed(model), mode:
@@ -242,13 +247,13 @@ def _watch(
         with (flow := Dataflow(images)):
             logits = vector_of(model(images), headless=num_classes(model) == 0)
     for call, tensors in ended.items():
-        nodes = [(t, node) for t in tensors if (node := flow.node_of(t)) is not None]
-        if all(node.index < call.ended and flow.is_final(t, node) for t, node in nodes):
-            call.nodes = tuple(node.index for _, node in nodes)
+        tensors = [tensor for tensor in tensors if flow.node_of(tensor)]
+        if all(flow.stays(tensor, call.ended) for tensor in tensors):
+            call.nodes = tuple(flow.node_of(tensor).index for tensor in tensors)
     return [*ended], logits, flow
 
 
-def _trace_of(three: tuple, two: tuple, channels: int, headless: bool, named: Collection) -> Trace:
+def _trace_of(three: tuple, two: tuple, image: tuple, headless: bool, named: Collection) -> Trace:
     """Put together what was seen with three images and with two."""
     (others, other_logits, _), (calls, logits, flow) = three, two
     branches = [call.path for call in calls] != [call.path for call in others]
@@ -261,22 +266,22 @@ def _trace_of(three: tuple, two: tuple, channels: int, headless: bool, named: Co
     shape = _merge(_seen(logits), _seen(other_logits))
     classifiers = [] if headless else _classifiers(calls, flow, end, shape.sizes[-1])
     cuts = set() if branches else flow.cuts(end)
-    begins = min((call.began for call, _ in classifiers), default=end.index + 1)
+    begins = min((call.began.nodes for call, _ in classifiers), default=len(flow.nodes))
+    positions = Positions(flow)
     for call in {call.path: call for call in calls if call.path}.values():  # the last of each
         if len(parts_of(call.output, Shape)) == 1:
-            call.is_cut = not cuts.isdisjoint(call.nodes)
-            if (call.is_cut and call.ended <= begins) or call.path in named:
-                call.stage = _stage_of(call, flow)
+            is_cut = not cuts.isdisjoint(call.nodes) and call.ended.nodes <= begins
+            if is_cut or call.path in named:
+                call.stage = _stage_of(call, flow, positions)
     source = _logits_call(calls, flow, end)
-    return Trace(calls, channels, shape, source, classifiers, flow.flops, branches)
+    return Trace(image, headless, calls, shape, source, classifiers, branches)
 
 
-def _stage_of(call: Call, flow: Dataflow) -> Stage | None:
+def _stage_of(call: Call, flow: Dataflow, positions: Positions) -> Stage | None:
     """Return what a call emits, None if its positions are not known."""
     nodes = [flow.nodes[index] for index in call.nodes]
-    positions = flow.positions(nodes[0]) if nodes and len(nodes[0].shape) in (3, 4) else None
-    width = flow.nodes[0].shape[-1]
-    return None if positions is None else Stage.at(call.path, positions[0], width)
+    found = positions(nodes[0]) if nodes and len(nodes[0].shape) in (3, 4) else None
+    return None if found is None else Stage.at(call.path, found[0], flow.nodes[0].shape[-1])
 
 
 def _logits_call(calls: list[Call], flow: Dataflow, end: Node) -> Call:
@@ -299,7 +304,7 @@ def _classifiers(calls: list, flow: Dataflow, end: Node, width: int) -> list[tup
         if node.index in reached and not node.weighty:
             reached.update(node.reads)
         elif node.index in reached and width in node.shape[1:]:
-            call = next(call for call in calls if call.began <= node.index < call.ended)
+            call = next(call for call in calls if call.began.nodes <= node.index < call.ended.nodes)
             if call.path and call.enters is not None and call.enters.dims[0] == (1, 0):
                 found[call] = 1 if 'conv' in str(node.func) else len(call.enters.dims) - 1
     entries = sorted(found.items(), key=lambda entry: entry[0].began)

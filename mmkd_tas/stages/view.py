@@ -8,11 +8,13 @@ from functools import cached_property
 from torch import nn
 
 from ..errors import SetupError
-from ..outputs import num_classes
+from ..outputs import built_for
 from .choice import choose
 from .stage import Stage
 from .tail import Tail
-from .trace import Call, Trace, feature_of, is_shape, trace
+from .trace import Trace, feature_of, is_shape, trace
+
+OF_IMAGES = ('labels', 'classes', 'indices')  # sources of a recorder that come with the images
 
 
 def describe(
@@ -62,33 +64,20 @@ class ModelView:
         """What was seen of a forward."""
         return trace(self.model, self.input_size, [entry.get('module') for entry in self._given])
 
-    @cached_property
-    def calls(self) -> dict[str, list[Call]]:
-        """The calls of each module during a forward, in order."""
-        calls: dict[str, list[Call]] = {}
-        for call in self.trace.calls:
-            calls.setdefault(call.path, []).append(call)
-        return calls
-
     @property
     def channels(self) -> int:
         """Number of channels of the images."""
-        return self.trace.channels
-
-    @property
-    def headless(self) -> bool:
-        """Whether the model says that it has no classes, and returns a feature."""
-        return num_classes(self.model) == 0
+        return self.trace.image[0]
 
     @property
     def num_classes(self) -> int:
         """Number of classes: the width of the logits; 0 where there is no head."""
-        return 0 if self.headless else self.trace.logits.dims[1][1]
+        return 0 if self.trace.headless else self.trace.logits.dims[1][1]
 
     @property
     def width(self) -> int:
         """Width D of the pooled feature ``(N, D)``."""
-        if self.headless:
+        if self.trace.headless:
             return self.trace.logits.dims[1][1]
         widths = [call.enters.dims[dim][1] for call, dim in self.trace.classifiers]
         return widths[0] if len({*widths}) == 1 else sum(widths)
@@ -114,13 +103,13 @@ class ModelView:
             ) from error
 
     def source(self, name: str) -> Stage | None:
-        """Return what a recorder's source is: a stage, or a vector like one; labels are none."""
+        """Return what a recorder's source is: a stage, a vector like one, or none of a model."""
         if name == 'pooled':
-            path = '' if self.headless else self.classifiers[0]
+            path = '' if self.trace.headless else self.classifiers[0]
             return Stage(path, 'NC', channels=self.width, grid=(1, 1))
         if name == 'logits':
             return Stage(self.logits_module, 'NC', channels=self.num_classes, grid=(1, 1))
-        if name in ('labels', 'classes'):
+        if name in OF_IMAGES:
             return None
         number = name.removeprefix('stage')
         return self.stage(int(number) if number.isdigit() else number)
@@ -140,7 +129,7 @@ class ModelView:
         Raises:
             SetupError: If the model has no head.
         """
-        if self.headless:
+        if self.trace.headless:
             raise SetupError(
                 f'{self._name} has no head, and so no logits: take a method on features (rsd, '
                 'fitnet), or give it a head (num_classes=...)'
@@ -154,14 +143,9 @@ class ModelView:
         One, as a rule. A distilled DeiT has two.
         """
         found = tuple(call.path for call, _ in self.trace.classifiers)
-        if not found and not self.headless:
+        if not found and not self.trace.headless:
             raise SetupError(f'{self._name}: no module makes logits from a pooled feature (N, D)')
         return found
-
-    @property
-    def classifier_dims(self) -> list[int]:
-        """The dimension of the channels in what enters each classifier."""
-        return [dim for _, dim in self.trace.classifiers]
 
     def features(self) -> list[tuple[str, tuple[int, ...]]]:
         """Return the modules that could end a stage, with the shape of their output."""
@@ -173,7 +157,7 @@ class ModelView:
 
     def tail(self, number: int) -> Tail:
         """Return what runs after a stage: feature -> (pooled feature, logits)."""
-        return Tail(self, self.stage(number))
+        return Tail(self.model, self.trace, self.stage(number), self.stages[-1])
 
     # --- finding the stages ---------------------------------------------------
 
@@ -190,12 +174,13 @@ class ModelView:
             raise SetupError(
                 f"stages: {self._name} has no module '{path}'; did you mean {' or '.join(close)}?"
             )
-        if path not in self.calls:
-            inside = [called for called in self.calls if called.startswith(f'{path}.')]
-            outer = [called for called in inside if called.rpartition('.')[0] not in self.calls]
+        calls = self.trace.calls_of
+        if path not in calls:
+            inside = [called for called in calls if called.startswith(f'{path}.')]
+            outer = [called for called in inside if called.rpartition('.')[0] not in calls]
             others = ' or '.join(outer[-2:]) or 'another module'
             raise SetupError(f"stages: '{path}' is never called itself; name {others} instead")
-        call = self.calls[path][-1]
+        call = calls[path][-1]
         output = feature_of(call.output)
         if not output.is_feature:
             raise SetupError(
@@ -207,13 +192,3 @@ class ModelView:
         if 'grid' in entry:
             entry['grid'] = tuple(entry['grid'])
         return Stage.declared(entry, output.sizes, call.stage)
-
-
-def built_for(model: nn.Module) -> int | tuple[int, int] | None:
-    """Return the image size that a model was built for, where it says so."""
-    for module in model.modules():
-        for name in ('img_size', 'init_input_size'):
-            size = getattr(module, name, None)
-            if isinstance(size, int) or (isinstance(size, tuple | list) and len(size) == 2):
-                return size
-    return None

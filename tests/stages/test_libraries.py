@@ -91,7 +91,10 @@ def stock_configs() -> dict[str, Config]:
         for file in sorted(
             family.glob('*.py'), key=lambda f: (not small.search(f.name), len(f.name))
         ):
-            config = Config.fromfile(file)
+            try:
+                config = Config.fromfile(file)
+            except RuntimeError:  # of some files mmengine takes the base for a lazy config
+                continue
             if config.get('model', {}).get('type') in ('ImageClassifier', 'TimmClassifier'):
                 found[family.name] = config
                 break

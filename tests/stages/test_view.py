@@ -437,7 +437,7 @@ class Recurrent(OwnClassifier):
 def test_a_module_that_is_called_repeatedly():
     model = Recurrent().eval()
     view = describe(model, 16, ['early', 'again', 'middle', 'middle'])
-    assert len(view.calls['again']) == 6
+    assert len(view.trace.calls_of['again']) == 6
     images = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
         feature = model.early(images)

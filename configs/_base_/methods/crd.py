@@ -1,7 +1,6 @@
 # CRD (Tian et al., ICLR 2020): a feature has to pick out its image among many of the data set
 distiller = dict(
     type='mmkd_tas.StageDistiller',
-    student_recorders=dict(index=dict(type='mmkd_tas.SampleIndex')),
     connectors=dict(embeddings=dict(type='mmkd_tas.PairProjector', width=128)),
     distill_losses=dict(
         loss_crd=dict(
@@ -17,7 +16,7 @@ distiller = dict(
         loss_crd=dict(
             preds_S='embeddings.learner',
             preds_T='embeddings.target',
-            indices='student.index',
+            indices='student.indices',
             labels='student.labels',
         ),
     ),

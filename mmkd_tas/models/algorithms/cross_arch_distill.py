@@ -19,9 +19,10 @@ from ...checkpoint import load_weights
 from ...compat import SAFETY_HOOKS
 from ...configs import set_num_classes
 from ...errors import SetupError
+from ...outputs import built_for
 from ...records import ImageRecord, records_of
 from ...registry import MODELS
-from ...stages import StageOutputsRecorder, built_for, describe, view_of
+from ...stages import StageOutputsRecorder, describe, view_of
 from ..classifier import Classifier
 from ..losses.functional import images_of_step
 from ..utils import classes_of, count_parameters, sent
@@ -79,8 +80,8 @@ class CrossArchDistill(SingleTeacherDistill):
         input_size: Side or ``(H, W)`` of the student's training images in pixels,
             for distillers that look into the stages; by default what the student
             was built for, if it says so, else 224.
-        student_stages, teacher_stages: What ends the stages of a model that the
-            catalog does not know, see :class:`mmkd_tas.stages.ModelView`.
+        student_stages, teacher_stages: What ends the stages of a model, in place of what is
+            found, see :class:`mmkd_tas.stages.ModelView`.
         teacher_precision: ``'bfloat16'``, ``'float16'`` or ``'float32'``: that of the
             teacher's forward; by default the student's.
         teacher_compile, student_compile: Compile what lies between the points that are

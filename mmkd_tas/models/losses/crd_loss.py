@@ -5,11 +5,10 @@ import math
 import torch
 from mmengine.dataset import BaseDataset
 from mmengine.dist import broadcast, get_world_size
-from mmrazor.models.task_modules.recorder import ModuleOutputsRecorder
 from torch import Tensor, nn
 
 from ...errors import SetupError
-from ...registry import MODELS, TASK_UTILS
+from ...registry import MODELS
 from ..utils import sent
 from .base import DistillLoss
 from .functional import class_indices, crd_log_partition, crd_loss, gather, unit_vectors
@@ -100,6 +99,7 @@ class CRDLoss(DistillLoss):
                 an image's class count as negatives, too.
         """
         self._check(preds_S)
+        indices = sent(indices, preds_S.device)
         anchors = unit_vectors(torch.stack([preds_S, preds_T]))
         classes = indices.new_full(indices.shape, -1) if labels is None else class_indices(labels)
         # Of all processes, in the order of the processes.
@@ -181,34 +181,3 @@ def remember_images(model: nn.Module, dataset: BaseDataset) -> None:
                     'another method'
                 )
             loss.remember(len(dataset))
-
-
-@TASK_UTILS.register_module()
-class SampleIndexRecorder(ModuleOutputsRecorder):
-    """Record the indices of the images in their data set, ``(N,)``.
-
-    In a config it is called ``mmkd_tas.SampleIndex``:
-
-    >>> student_recorders = dict(index=dict(type='mmkd_tas.SampleIndex'))
-    """
-
-    def __init__(self) -> None:
-        super().__init__('sample_idx')
-
-    def prepare_from_model(self, model: nn.Module | None = None) -> None:
-        """Watch what a model is called with."""
-        model.register_forward_pre_hook(self.record, with_kwargs=True)
-
-    def record(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        """Hook: take the indices from the data samples."""
-        if not self.recording:
-            return
-        samples = kwargs.get('data_samples') or args[1]
-        if any('sample_idx' not in sample for sample in samples):
-            raise SetupError(
-                'SampleIndex: the data samples have no sample_idx, the place of an image in its '
-                "data set: keep it among the meta_keys of the pipeline's PackInputs (in a plain "
-                'loop: kd(images, labels, indices))'
-            )
-        indices = [sample.sample_idx for sample in samples]
-        self.data_buffer.append(sent(torch.tensor(indices), args[0].device))
