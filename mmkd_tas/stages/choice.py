@@ -54,12 +54,13 @@ def choose(seen: Trace, model: nn.Module) -> tuple[Stage, ...]:
             'within which no module returns all that the rest of the model is computed from'
         )
     within = _within_units(seen, dict(model.named_modules()))
-    groups = _groups([call for call in cuts if call not in within])
-    ends = _four(groups, seen.flops)
+    outside = [call for call in cuts if call not in within]
+    groups = _groups(cuts)
+    ends = _four(_of_main_prefix(_groups(outside)), seen.flops) or _four(groups, seen.flops)
     if ends is None:
-        points = [point for group in groups for point in group][:6]
+        points = itertools.chain.from_iterable(groups)
         found = [f'{p.calls[0].path!r} {(p.stage.channels, *p.stage.grid)}' for p in points]
-        which = f'only {", ".join(found)} return' if found else 'no module returns'
+        which = f'only {", ".join(found[:6])} return' if found else 'no module returns'
         raise SetupError(f'{which} all that the rest of the model is computed from')
     chosen: list[Call] = []
     for end in ends:
@@ -94,10 +95,7 @@ def _within_units(seen: Trace, modules: dict[str, nn.Module]) -> set[Call]:
 
 
 def _groups(calls: list[Call]) -> list[list[Point]]:
-    """Return the points at which calls end, as long as their grids do not grow, by grid.
-
-    Of each grid, those that have the prefix tokens of most of its computation.
-    """
+    """Return the points at which calls end, as long as their grids do not grow, by grid."""
     points: dict[tuple, Point] = {}
     last = None
     for call in calls:
@@ -109,15 +107,21 @@ def _groups(calls: list[Call]) -> list[list[Point]]:
             last = points[key] = Point(stage, end, is_block)
         if key in points:
             points[key].calls.append(call)
-    groups, before = [], 0
-    for _, group in itertools.groupby(points.values(), lambda point: point.stage.grid):
+    by_grid = itertools.groupby(points.values(), lambda point: point.stage.grid)
+    return [[*group] for _, group in by_grid]
+
+
+def _of_main_prefix(groups: list[list[Point]]) -> list[list[Point]]:
+    """Return the points that have the prefix tokens of most of the computation at their grid."""
+    kept, before = [], 0
+    for group in groups:
         costs: Counter[int] = Counter()
-        for point in (group := [*group]):
+        for point in group:
             costs[point.stage.prefix] += point.end.flops - before
             before = point.end.flops
         main = max(costs, key=costs.__getitem__)
-        groups.append([point for point in group if point.stage.prefix == main])
-    return groups
+        kept.append([point for point in group if point.stage.prefix == main])
+    return kept
 
 
 def _four(groups: list[list[Point]], total: int) -> list[Point] | None:
