@@ -96,8 +96,9 @@ def test_channels_last(student, teacher):
 @pytest.mark.parametrize('precision', ['float16', 'bfloat16', 'float32'])
 def test_the_precision_of_the_teacher(precision):
     model = built('tas', 'resnet', 'vit', teacher_precision=precision)
+    data = batch(model)
     with fake_cuda():
-        losses_on_cuda(on_cuda(model), batch(model), torch.bfloat16)
+        losses_on_cuda(on_cuda(model), data, torch.bfloat16)
         assert model.effective_precision(torch.device('cuda')) == getattr(torch, precision)
 
 
