@@ -1,5 +1,6 @@
 """Whole libraries: every model has four stages with true tails, or is named with its reason."""
 
+import copy
 import re
 from pathlib import Path
 
@@ -8,12 +9,15 @@ import pytest
 import timm
 import torch
 import torchvision
+from helpers import REPO
 from mmengine.config import Config
 from mmengine.registry import MODELS
+from mmpretrain.structures import DataSample
 from timm.models import list_models, model_entrypoint
+from zoo import CLASSES, ZOO
 
 from mmkd_tas.errors import SetupError
-from mmkd_tas.stages import describe
+from mmkd_tas.stages import describe, view_of
 
 TWO = 'several features go from part to part'
 ORDER = 'the tokens are in another order'
@@ -107,7 +111,7 @@ def look_at(library: str, name: str) -> None:
     if family_of(library, name) in WITHOUT[library]:
         with pytest.raises(SetupError, match='are not found: .*name the stages'):
             _ = view.stages
-        if not view.headless:  # methods on logits and pooled features work all the same
+        if not view.trace.headless:  # methods on logits and pooled features work all the same
             assert view.classifiers
             assert view.logits_module is not None
         return
@@ -139,3 +143,87 @@ def test_a_whole_library(library):
             wrong[name] = f'{error}'[:300]
     print(f'{library}: {len(names)} models, {len(wrong)} other than said')
     assert wrong == {}
+
+
+# --- Where several features go from part to part: methods on logits and pooled features ---
+
+CONFORMER = dict(
+    type='ImageClassifier',
+    backbone=dict(
+        type='Conformer',
+        arch=dict(embed_dims=48, channel_ratio=1, num_heads=2, depths=12),
+        drop_path_rate=0.0,
+    ),
+    neck=None,
+    head=dict(type='ConformerHead', num_classes=CLASSES, in_channels=[256, 48]),
+)
+METHODS = ('kd', 'dkd', 'dist', 'rsd', 'rsd-logits', 'ofa')  # that take no stage of the teacher
+ON_LOGITS = ('kd', 'dkd', 'dist')
+
+
+def step(method, student, teacher, size):
+    """Build a distillation, run one step, and return it with its losses."""
+    model = MODELS.build(
+        dict(
+            type='mmkd_tas.CrossArchDistill',
+            architecture=copy.deepcopy(student),
+            teacher=copy.deepcopy(teacher),
+            distiller=Config.fromfile(REPO / f'configs/_base_/methods/{method}.py').distiller,
+            random_teacher=True,
+            input_size=size,
+            teacher_input=dict(size=size),
+        )
+    ).train()
+    samples = [DataSample(metainfo=dict(sample_idx=i)).set_gt_label(i) for i in range(2)]
+    losses = model(torch.randn(2, 3, size, size), samples, mode='loss')
+    sum(loss for name, loss in losses.items() if 'loss' in name).backward()
+    return model, losses
+
+
+def check(method, student, teacher, size):
+    model, losses = step(method, student, teacher, size)
+    assert all(loss.isfinite() for loss in losses.values())
+    assert all(p.grad is not None for p in model.student.parameters() if p.requires_grad)
+    return model
+
+
+@pytest.mark.parametrize('side', ['student', 'teacher'])
+def test_conformer(side):
+    pair = (CONFORMER, ZOO['resnet'].cfg)
+    model = check('kd', *(pair if side == 'student' else pair[::-1]), 64)
+    view = view_of(getattr(model, side))
+    assert view.logits_module == 'head'  # which returns two tensors: they are added up
+    with pytest.raises(SetupError, match=r'% of the computation come after .* in one piece'):
+        _ = view.stages
+
+
+def config_of(library, name, names):
+    """Return the config of a model and the size of its images."""
+    if library == 'timm':
+        model = dict(type='mmkd_tas.Classifier', model=f'timm:{names[name]}', num_classes=CLASSES)
+        return model, 240 if name == 'crossvit' else 224
+    config = stock_configs()[name].model
+    config.pop('pretrained', None)
+    config.pop('train_cfg', None)
+    config.head.num_classes = CLASSES
+    config.head.loss = dict(type='CrossEntropyLoss')
+    return config, 224
+
+
+@pytest.fixture(scope='module')
+def timm_names():
+    return {family_of('timm', name): name for name in smallest_of_each_file()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('library', 'name'), [(library, name) for library in WITHOUT for name in WITHOUT[library]]
+)
+def test_every_method_without_stages(library, name, timm_names):
+    if library == 'timm' and name not in timm_names:
+        pytest.skip('not in this timm')
+    other, size = config_of(library, name, timm_names)
+    for method in METHODS:
+        check(method, ZOO['resnet'].cfg, other, size)
+    for method in ON_LOGITS:
+        check(method, other, ZOO['resnet'].cfg, size)
