@@ -24,8 +24,8 @@ from . import cli, configs
 from .checkpoint import load_weights, newest_checkpoint
 from .compat import write_whole
 from .errors import SetupError
+from .outputs import built_for
 from .records import normalisation
-from .stages import built_for
 
 # Of logits: how far those of an exported file may be from PyTorch's.
 _TOLERANCE = 1e-4
