@@ -9,8 +9,12 @@ one's own, :class:`Classifier` for models of other libraries.
 
 from typing import Any
 
-from . import compat
+from . import packages
 from .version import __version__
+
+packages.check()
+
+from . import compat  # noqa: E402  (which needs them)
 
 compat.apply()
 

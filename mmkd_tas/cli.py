@@ -396,7 +396,7 @@ def _files(error: Exception) -> list[str]:
 @functools.cache
 def _familiar(file: str) -> bool:
     """Return whether a file is of Python, this project or what it is built on."""
-    folders = [Path(__file__).parents[1] / 'tools']
+    folders = []
     for package in _PACKAGES:
         if (spec := importlib.util.find_spec(package)) and spec.origin:
             folders.append(Path(spec.origin).parent)

@@ -639,30 +639,62 @@ def hooks_of_models() -> bool:
 
 @mend
 def package_lookup() -> bool:
-    """mmengine: `mmpretrain::...` configs resolve without setuptools' pkg_resources."""
-    if importlib.util.find_spec('pkg_resources'):
-        return False
+    """mmengine: `mmpretrain::...` configs resolve without pkg_resources, editable ones too."""
     from mmengine.config.utils import MODULE2PACKAGE
     from mmengine.utils import package_utils
 
     modules = {package: module for module, package in MODULE2PACKAGE.items()}
 
+    def found(package: str) -> str | None:
+        spec = importlib.util.find_spec(modules.get(package, package))
+        return spec and spec.origin
+
     def is_installed(package: str) -> bool:
         try:
             metadata.distribution(package)
         except metadata.PackageNotFoundError:
-            spec = importlib.util.find_spec(package)
-            return spec is not None and spec.origin is not None
+            return found(package) is not None
         return True
 
     def get_installed_path(package: str) -> str:
-        spec = importlib.util.find_spec(modules.get(package, package))
-        if spec is None or spec.origin is None:
+        # of the package that an import finds, which need not be where pip has put one
+        if (origin := found(package)) is None:
             raise ModuleNotFoundError(f'the package {package} is not installed')
-        return os.path.dirname(spec.origin)
+        return os.path.dirname(origin)
 
     for new in (is_installed, get_installed_path):
         _replace(getattr(package_utils, new.__name__), new)
+    return True
+
+
+@mend
+def configs_of_this_package() -> bool:
+    """mmengine: `mmkd_tas::...` and read_base() find the configs of this package."""
+    from mmengine.config import Config
+    from mmengine.config.utils import MODULE2PACKAGE
+    from mmengine.registry import DefaultScope
+
+    MODULE2PACKAGE['mmkd_tas'] = 'mmkd_tas'
+    get_path, overwrite = Config._get_cfg_path, DefaultScope.overwrite_default_scope
+    parse = Config._parse_lazy_import
+
+    def written_for(scope: str | None) -> str | None:
+        # that of what they inherit and of their default_scope
+        return 'mmpretrain' if scope == 'mmkd_tas' else scope
+
+    def get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
+        path, scope = get_path(cfg_path, filename)
+        return path, written_for(scope)
+
+    def parse_base(filename: str) -> tuple[dict, set]:
+        if Config._is_lazy_import(filename):
+            return parse(filename)
+        # mmengine refuses one that inherits by _base_, which is a matter of how it is read
+        return Config._dict_to_config_dict_lazy(Config._file2dict(filename)[0]), set()
+
+    Config._get_cfg_path = staticmethod(get_cfg_path)
+    Config._parse_lazy_import = staticmethod(parse_base)
+    DefaultScope.overwrite_default_scope = staticmethod(lambda scope: overwrite(written_for(scope)))
     return True
 
 

@@ -55,19 +55,22 @@ _SECTIONS = {
     'val_dataloader': _LOADER,
     'test_dataloader': _LOADER,
 }
-# Parts that a config joins into `model`: a change there comes too late.
-BASES = Path(__file__).parents[1] / 'configs/_base_'
+CONFIGS = Path(__file__).parent / '.mim/configs'
+BASES = CONFIGS / '_base_'
 ALONE = ('teacher', 'student')
 _CLASSIFIER = 'mmkd_tas.Classifier'
+# Parts that a config joins into `model`: a change there comes too late.
 _JOINED = {'student': 'architecture', 'teacher': 'teacher', 'distiller': 'distiller'}
 
 
 def load_config(path: str | Path) -> Config:
-    """Read a ``.py``, ``.json`` or ``.yml`` config of mmengine.
+    """Read a ``.py``, ``.json`` or ``.yml`` config of mmengine, or one of a package by its name.
 
     Raises:
         SetupError: If the file is missing or faulty.
     """
+    if '::' in str(path):  # mmpretrain::resnet/resnet18_8xb32_in1k.py
+        path = _path_of(str(path))
     if not Path(path).is_file():
         raise SetupError(f"there is no config file at '{path}'")
     try:
@@ -75,6 +78,17 @@ def load_config(path: str | Path) -> Config:
     except Exception as error:  # a config is a program, and can fail in any way
         message = ' '.join(str(error).split())
         raise SetupError(f"the config '{path}' fails: {type(error).__name__}: {message}") from error
+
+
+def _path_of(name: str) -> str:
+    """Return the file of ``PACKAGE::NAME``."""
+    try:
+        return Config._get_cfg_path(name, '')[0]
+    except (AssertionError, FileNotFoundError, ImportError, ValueError) as error:
+        package, _, file = name.partition('::')
+        known = [str(path.relative_to(CONFIGS)) for path in sorted(CONFIGS.glob('**/*.py'))]
+        hint = suggest(file, known) if package == 'mmkd_tas' else f': {error}'
+        raise SetupError(f"there is no config '{name}'{hint}") from error
 
 
 def merge_options(config: Config, options: dict[str, Any]) -> None:
@@ -130,8 +144,8 @@ def compose(dataset: str, pair: str, method: str) -> Config:
             family of the model that is trained.
     """
     for option, name, known in (
-        ('--dataset', dataset, _bases('datasets')),
-        ('--method', method, [*_bases('methods'), *ALONE]),
+        ('--dataset', dataset, names_of('datasets')),
+        ('--method', method, [*names_of('methods'), *ALONE]),
     ):
         if name not in known:
             raise SetupError(f"{option}: there is no '{name}'; give one of {', '.join(known)}")
@@ -259,7 +273,8 @@ def _argument_for_classes(cfg: dict) -> str | None:
     return None
 
 
-def _bases(kind: str) -> list[str]:
+def names_of(kind: str) -> list[str]:
+    """Return the names in a folder of ``configs/_base_``, without the forms for some data."""
     names = sorted(file.stem for file in (BASES / kind).glob('*.py'))
     return [name for name in names if '_' not in name]  # the others are forms of these
 

@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 [ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
 python=.venv/bin/python
-$python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+$python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lite]'
 
 train() {
     echo "== $*"

@@ -1,51 +1,6 @@
-"""Evaluate a student (or any model): python tools/test.py CONFIG CHECKPOINT"""
+"""`mmkd-tas test`, for those who have not installed it: python tools/test.py --help"""
 
-import argparse
-import tempfile
-from pathlib import Path
-
-import mmengine
-
-from mmkd_tas import cli
-from mmkd_tas.checkpoint import load_weights
-from mmkd_tas.models.utils import unwrapped
-
-
-def parse_args() -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description='Evaluate a model on the test data of its config. Of a distillation config '
-        'only the student is built; the teacher need not be there.'
-    )
-    cli.add_run_arguments(
-        parser, work_dir='keep the log, in its sub-folder `test`; else nothing is kept'
-    )
-    parser.add_argument('checkpoint', help='of the training run, or an exported student')
-    parser.add_argument('--out', help='write the metrics to this .json or .yml file')
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Evaluate."""
-    args = parse_args()
-    config = cli.student_config(cli.load_config(args))
-    if args.amp:
-        config.test_cfg.fp16 = True
-    # Nothing of the training is built.
-    for key in ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler'):
-        config[key] = None
-    for key in ('val_dataloader', 'val_cfg', 'val_evaluator', 'load_from'):
-        config[key] = None
-    config.resume = False
-    # mmengine writes a config and a log at once, and other tools read those of a training.
-    with tempfile.TemporaryDirectory() as nowhere, cli.mistakes_named(config):
-        config.work_dir = str(Path(args.work_dir, 'test')) if args.work_dir else nowhere
-        runner = cli.Runner.from_cfg(config)
-        load_weights(unwrapped(runner.model), args.checkpoint, 'checkpoint')
-        metrics = runner.test()
-    if args.out:
-        mmengine.dump({key: float(value) for key, value in metrics.items()}, args.out)
-
+from mmkd_tas.commands import main
 
 if __name__ == '__main__':
-    cli.run(main)
+    main('test')

@@ -10,6 +10,7 @@ from helpers import REPO, TINY, ends_with, train
 from matplotlib import pyplot as plt
 
 from mmkd_tas.analysis import MinibatchCKA
+from mmkd_tas.commands import analyze as tool
 from mmkd_tas.configs import load_config
 from mmkd_tas.runs import Run
 
@@ -112,20 +113,18 @@ def test_with_a_new_student_before(distilled, tmp_path):
 )
 def test_what_is_wrong_is_said(right, before, said):
     """Of ten images, so many are known by teacher, student before and student after."""
-    tool = runpy.run_path(str(ANALYZE))
     names = ('teacher', 'student before', 'student after')
     labels = torch.zeros(10, dtype=torch.long)
     predictions = {n: (torch.arange(10) >= k).long() for n, k in zip(names, right, strict=True)}
-    measured = tool['Measured'](labels, predictions, [], MinibatchCKA(), ['a', 'b'])
-    found = tool['verdict'](measured, before)
+    measured = tool.Measured(labels, predictions, [], MinibatchCKA(), ['a', 'b'])
+    found = tool.verdict(measured, before)
     assert found == '' if not said else said in found
     assert found.endswith('docs/no-gain.md') == bool(said)
 
 
 def test_the_classes_of_a_batch_are_mixed(distilled):
     config = load_config(distilled[1])
-    load_data = runpy.run_path(str(ANALYZE))['load_data']
-    loader = load_data(config, Namespace(config='', image_index=0, images=8))
+    loader = tool.load_data(config, Namespace(config='', image_index=0, images=8))
     order = [sample.sample_idx for batch in loader for sample in batch['data_samples']]
     assert order != sorted(order)
     assert sorted(order) == list(range(797))
@@ -133,33 +132,31 @@ def test_the_classes_of_a_batch_are_mixed(distilled):
 
 def test_many_classes_and_names_in_need_of_quotes():
     """The agreement by class as points, and as a table."""
-    tool = runpy.run_path(str(ANALYZE))
     labels = torch.arange(40).repeat(5)
     predictions = {name: labels.clone() for name in ('teacher', 'student before', 'student after')}
     predictions['student after'][:40:2] = 1
     names = [f'<{i}>' for i in range(40)] + ['absent']
-    measured = tool['Measured'](labels, predictions, [], MinibatchCKA(), names)
-    points = tool['draw_agreement'](measured).axes[0].collections[0]
+    measured = tool.Measured(labels, predictions, [], MinibatchCKA(), names)
+    points = tool.draw_agreement(measured).axes[0].collections[0]
     plt.close()
     expected = torch.tensor([80.0, 100.0]).repeat(20)
     assert points.get_array()[:40].tolist() == pytest.approx(expected.tolist())
     assert points.get_offsets()[:40, 1].tolist() == pytest.approx(expected.tolist())
     assert points.get_offsets()[:40, 0].tolist() == [100] * 40
-    order = tool['in_order'](measured.by_class('student after', 'teacher'))
+    order = tool.in_order(measured.by_class('student after', 'teacher'))
     assert order == [*range(1, 40, 2), *range(0, 40, 2)]  # without the class without images
-    assert '<td>&lt;0&gt;</td><td>80.0</td>' in tool['table'](['a', 'b'], [(names[0], 80)])
+    assert '<td>&lt;0&gt;</td><td>80.0</td>' in tool.table(['a', 'b'], [(names[0], 80)])
 
 
 def test_few_classes_as_bars():
-    tool = runpy.run_path(str(ANALYZE))
     labels = torch.tensor([0, 0, 1, 1, 1, 1])
     predictions = {
         'teacher': torch.tensor([0, 0, 1, 1, 1, 0]),
         'student before': labels,
         'student after': torch.tensor([0, 1, 1, 1, 1, 0]),
     }
-    measured = tool['Measured'](labels, predictions, [], MinibatchCKA(), ['a', 'b'])
-    axes = tool['draw_agreement'](measured).axes[0]
+    measured = tool.Measured(labels, predictions, [], MinibatchCKA(), ['a', 'b'])
+    axes = tool.draw_agreement(measured).axes[0]
     plt.close()
     assert [text.get_text() for text in axes.get_xticklabels()] == ['b', 'a']
     assert [bar.get_height() for bar in axes.patches] == [100, 50]
@@ -172,12 +169,11 @@ def test_few_classes_as_bars():
 
 
 def test_cka_is_drawn_from_0_to_1():
-    tool = runpy.run_path(str(ANALYZE))
     cka = MinibatchCKA()
-    names = [(m, s) for m in tool['ORDER'] for s in ('stage4', 'logits')]
+    names = [(m, s) for m in tool.ORDER for s in ('stage4', 'logits')]
     cka.update([torch.randn(20, 5) for _ in names])
-    predictions = dict.fromkeys(tool['ORDER'], torch.zeros(20))
-    figure = tool['draw_cka'](tool['Measured'](torch.zeros(20), predictions, names, cka, ['0']))
+    predictions = dict.fromkeys(tool.ORDER, torch.zeros(20))
+    figure = tool.draw_cka(tool.Measured(torch.zeros(20), predictions, names, cka, ['0']))
     plt.close()
     full = cka.compute()
     found = {}

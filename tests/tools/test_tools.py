@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import shutil
 
 import mmengine
@@ -16,6 +15,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from processes import free_port
 
+from mmkd_tas.commands.compare import plot
 from mmkd_tas.runs import Run, grouped
 
 TOOLS = REPO / 'tools'
@@ -222,9 +222,7 @@ def test_the_most_alike_is_compared_with(tmp_path, capsys):
 
 def test_the_curves(finished, tmp_path):
     run = Run.read(finished)
-    runpy.run_path(str(TOOLS / 'compare_runs.py'))['plot'](
-        grouped([run]), str(tmp_path / 'curves.png')
-    )
+    plot(grouped([run]), str(tmp_path / 'curves.png'))
     accuracy, loss = (axes.lines[0] for axes in plt.gcf().axes)
     plt.close()
     assert list(accuracy.get_xdata()) == [50, 100]

@@ -1,0 +1,98 @@
+"""Train a model, with or without a teacher.
+
+Examples:
+  mmkd-tas train CONFIG
+  mmkd-tas train CONFIG --resume
+  mmkd-tas train --dataset digits --pair resnet18-w16_vit-w64 --method teacher
+  mmkd-tas train --dataset digits200 --pair resnet18-w16_vit-w64 --method tas \\
+      --cfg-options model.teacher_ckpt=work_dirs/resnet18-w16_digits
+  torchrun --nproc_per_node=GPUS -m mmkd_tas train CONFIG --launcher pytorch
+"""
+
+import argparse
+from pathlib import Path
+
+from mmengine.config import Config
+
+from .. import cli
+from ..checkpoint import hand_over, newest_checkpoint, read_checkpoint
+from ..errors import SetupError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the command line takes."""
+    cli.add_run_arguments(parser)
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='latest',
+        metavar='CHECKPOINT',
+        help="go on from the work dir's latest checkpoint, or from the given file or folder; "
+        '`auto` starts anew where there is none',
+    )
+    parser.add_argument('--no-validate', action='store_true', help='train without validation')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate by the batch size over auto_scale_lr.base_batch_size',
+    )
+
+
+def find_start(resume: str, work_dir: str) -> tuple[Path, dict] | None:
+    """Return the checkpoint that ``--resume`` asks for: its file and what is in it.
+
+    None means to start anew.
+    """
+    if resume not in ('latest', 'auto') and not Path(resume).is_dir():
+        return Path(resume), read_checkpoint(resume)
+    folder = work_dir if resume in ('latest', 'auto') else resume
+    found = newest_checkpoint(folder)
+    if found is None and resume != 'auto':
+        raise SetupError(
+            f"--resume: there is no whole checkpoint in '{folder}'; leave --resume out, or write "
+            '`--resume auto`, to start a new run'
+        )
+    return found
+
+
+def set_start(config: Config, resume: str | None) -> int | None:
+    """Write into a config what it starts from; return how many epochs are done if it resumes.
+
+    The file is read here, which tells of one that is unsafe, broken or absent, and only here.
+    """
+    done = None
+    if resume and (found := find_start(resume, config.work_dir)):
+        path, checkpoint = found
+        done = checkpoint.get('meta', {}).get('epoch', 0)
+        config.load_from, config.resume = str(path), True
+    elif config.get('load_from'):
+        checkpoint = read_checkpoint(config.load_from)
+    else:
+        return None
+    hand_over(config.load_from, checkpoint)
+    return done
+
+
+def main(args: argparse.Namespace) -> None:
+    """Train."""
+    config = cli.load_config(args)
+    if args.no_validate:
+        config.val_cfg = config.val_dataloader = config.val_evaluator = None
+    if args.amp:
+        config.optim_wrapper.type = 'AmpOptimWrapper'
+    if args.auto_scale_lr:
+        if not config.get('auto_scale_lr', {}).get('base_batch_size'):
+            raise SetupError(
+                '--auto-scale-lr: the config does not tell for which batch size its learning rate '
+                'is meant; add auto_scale_lr=dict(base_batch_size=...)'
+            )
+        config.auto_scale_lr.enable = True
+    done = set_start(config, args.resume)
+    if done is not None and done >= config.train_cfg.get('max_epochs', float('inf')):
+        print(f'{config.work_dir}: already trained for {done} epochs, nothing to do')
+        return
+    with cli.mistakes_named(config):
+        runner = cli.Runner.from_cfg(config)
+        if done is not None:
+            runner.logger.info(f'Resuming from {config.load_from}, after epoch {done}')
+        runner.train()
