@@ -60,24 +60,34 @@ class Tail:
 
     def __init__(self, model: nn.Module, trace: Trace, stage: Stage, last: Stage) -> None:
         self._model, self._trace, self.stage = model, trace, stage
+        self._plan: tuple[list, list, list] | None = None
         self._end = trace.calls_of[stage.module][-1]
         self._last = model.get_submodule(last.module)
         self._classifiers = [model.get_submodule(call.path) for call, _ in trace.classifiers]
-        self._passed: list[nn.Module] = []
-        skipped: dict[str, list[Call]] = {}
-        for call in self._finished_before_the_end():
-            module = model.get_submodule(call.path)
-            # The class token passes it between its origin and the first block.
-            light = isinstance(module, nn.LayerNorm | nn.Dropout | nn.Identity)
-            if stage.prefix and light and call is not self._end:
-                self._passed.append(module)
-            else:
-                skipped.setdefault(call.path, []).append(call)
-        self._skipped = [(model.get_submodule(path), calls) for path, calls in skipped.items()]
-        done = (path for path, calls in skipped.items() if len(calls) == len(trace.calls_of[path]))
-        idle = tuple(f'{path}.' for path in done)
-        self._running = [m for path, m in model.named_modules() if not path.startswith(idle)]
         self._check()
+        self._plan = None  # what it names may be replaced before the training, as by SyncBN
+
+    def _planned(self) -> tuple[list, list, list]:
+        """Return what is passed over, what passes the class token on, and what may run."""
+        if self._plan is None:
+            model, trace, stage = self._model, self._trace, self.stage
+            passed: list[nn.Module] = []
+            skipped: dict[str, list[Call]] = {}
+            for call in self._finished_before_the_end():
+                module = model.get_submodule(call.path)
+                # The class token passes it between its origin and the first block.
+                light = isinstance(module, nn.LayerNorm | nn.Dropout | nn.Identity)
+                if stage.prefix and light and call is not self._end:
+                    passed.append(module)
+                else:
+                    skipped.setdefault(call.path, []).append(call)
+            calls_of = trace.calls_of
+            done = (path for path, calls in skipped.items() if len(calls) == len(calls_of[path]))
+            idle = tuple(f'{path}.' for path in done)
+            running = [m for path, m in model.named_modules() if not path.startswith(idle)]
+            named = [(model.get_submodule(path), calls) for path, calls in skipped.items()]
+            self._plan = named, passed, running
+        return self._plan
 
     def __call__(self, feature: Tensor, own_prefix: bool = False) -> Knowledge:
         """Run the tail.
@@ -144,12 +154,13 @@ class Tail:
             given = self.stage.from_tokens(feature, prefix[0]) if own_prefix else feature
             return apply_to(call.output, is_shape, lambda _: given)
 
+        skipped, passed, running = self._planned()
         with _changes() as change:
-            for module, calls in self._skipped:
+            for module, calls in skipped:
                 change(module, 'forward', partial(replayed, module.forward, deque(calls)))
-            for module in self._passed:
+            for module in passed:
                 change(module, 'training', False)
-            for module in self._running:
+            for module in running:
                 if module._compiled_call_impl is not None:  # knows nothing of the replay
                     change(module, '_compiled_call_impl', None)
                 if isinstance(module, _BatchNorm) and module.training:

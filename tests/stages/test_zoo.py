@@ -260,6 +260,20 @@ def test_tail_trains_the_tail_alone(name):
 PREFIXED = [name for name in ZOO if any(part in name for part in ('vit', 'deit', 'beit', 'eva'))]
 
 
+def test_a_tail_after_its_layers_were_replaced():
+    """As SyncBN does, after the model was built and before it is trained."""
+    model = build('resnet').train()
+    view = describe(model, ZOO['resnet'].size)
+    tail = view.tail(2)
+    for path, module in [*model.named_modules()]:
+        if isinstance(module, _BatchNorm):
+            parent, _, name = path.rpartition('.')
+            setattr(model.get_submodule(parent), name, copy.deepcopy(module))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    tail(torch.randn(2, *view.stage(2).shape))
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
 @pytest.mark.parametrize('name', PREFIXED)
 def test_tail_with_the_models_own_class_token(name):
     model = build(name)
