@@ -242,7 +242,7 @@ def kept_for_backward(model: nn.Module, forward: Callable[[], Tensor]) -> float:
 
 
 class NoWork(TorchDispatchMode):
-    """Record the operations of a forward; then return, in place of each, memory of its shape."""
+    """Record the operations of a forward; then return, instead of each, memory of its shape."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """Cross-architecture knowledge distillation for MMRazor and MMPretrain.
 
-Importing this package mends the released OpenMMLab packages in place, so that
+Importing this package patches the released OpenMMLab packages in place, so that
 they work on a current PyTorch; :func:`mmkd_tas.compat.applied` lists what was
-mended. Everything else registers itself when a config names it
+patched. Everything else registers itself when a config names it
 (``type='mmkd_tas.CrossArchDistill'``); :func:`distil` is for training loops of
 one's own, :class:`Classifier` for models of other libraries.
 """

@@ -162,7 +162,7 @@ def with_new_head(expected: dict, weights: dict, classes: int) -> tuple[dict, li
         return weights, []
     return {**weights, **head}, [
         f'it was trained for {counts.pop()} classes; the head for {classes} ({_listed(head)}) '
-        'starts anew'
+        'is newly initialised'
     ]
 
 
@@ -319,7 +319,7 @@ def _check_groups(path: str, ours: list[dict], theirs: list[dict]) -> None:
             f'resume: the checkpoint has {sum(others)} weights in {len(others)} groups of the '
             f'optimizer, and the config makes {sum(sizes)} in {len(sizes)}: put '
             'optim_wrapper.paramwise_cfg back as it was, or start a new run from its weights, with '
-            'load_from=... in place of resuming'
+            'load_from=... instead of resuming'
         )
     # Flags are what versions of PyTorch differ in.
     lacking = [
@@ -331,7 +331,7 @@ def _check_groups(path: str, ours: list[dict], theirs: list[dict]) -> None:
         raise SetupError(
             f'{path}: the checkpoint to resume from is of another optimizer, without '
             f'{" and ".join(lacking)}: put the type back as it was, or start a new run from its '
-            'weights, with load_from=... in place of resuming'
+            'weights, with load_from=... instead of resuming'
         )
 
 
@@ -361,7 +361,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def hand_over(path: str | Path, checkpoint: dict) -> None:
-    """Let mmengine have a checkpoint that was read, in place of reading the file once more.
+    """Let mmengine have a checkpoint that was read, instead of reading the file once more.
 
     It holds for the next time that mmengine reads that file.
     """

@@ -66,7 +66,7 @@ HELP = {
     'dataset': 'a file of configs/_base_/datasets',
     'pair': 'TEACHER,STUDENT: files of configs/_base_/models (of two files also TEACHER_STUDENT), '
     'or timm:NAME, torchvision:NAME, hf:NAME or hf:FOLDER',
-    'teacher': 'the one of the pair, in place of --pair',
+    'teacher': 'the one of the pair, instead of --pair',
     'student': 'the other',
     'method': 'a file of configs/_base_/methods; `teacher` or `student`: one of the two alone',
 }
@@ -77,7 +77,7 @@ def add_run_arguments(
 ) -> None:
     """Add what tells the config, and the options that training and testing share."""
     parser.add_argument('config', nargs='?', help='config file')
-    composed = parser.add_argument_group('in place of a config file')
+    composed = parser.add_argument_group('instead of a config file')
     for kind in HELP:
         composed.add_argument(f'--{kind}', help=HELP[kind])
     parser.add_argument('--work-dir', help=work_dir)
@@ -300,7 +300,7 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         what = 'a file' if error.filename is None else f"'{error.filename}'"
         return (
-            f'{what} cannot be written ({error.strerror}): make room; a training then goes on from '
+            f'{what} cannot be written ({error.strerror}): make room; a run then continues from '
             'its last checkpoint with --resume'
         )
     worker = re.search(r'DataLoader worker \(pid.*?\) (is killed by signal: [\w ]+|exited)', text)
@@ -313,7 +313,7 @@ def explain(error: Exception) -> str | None:
         return (
             f'a worker process of a data loader {worker[1] if worker else "exited"}, most often '
             "because memory has run out (with 'Bus error', shared memory: /dev/shm): lower "
-            'num_workers of the loaders or make room, then go on from the last checkpoint with '
+            'num_workers of the loaders or make room, then continue from the last checkpoint with '
             '--resume'
         )
     if found := re.search(r'Expected more than 1 value per channel when training, got .*', text):

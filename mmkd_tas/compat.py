@@ -1,12 +1,12 @@
-"""Mends for the released OpenMMLab packages on a current PyTorch.
+"""Patches for the released OpenMMLab packages on a current PyTorch.
 
 mmengine 0.10.7, mmcv 2.1.0, mmpretrain 1.2.0 and mmrazor 1.0.0 are the last
 releases, and each breaks somewhere on PyTorch 2. Every function marked with
-:func:`mend` repairs one thing, says what, and does nothing where nothing is
+:func:`patch` repairs one thing, says what, and does nothing where nothing is
 broken. ``import mmkd_tas`` applies them all once; :func:`applied` lists those
 that were needed.
 
-The mends replace names inside mmengine and mmpretrain, and add modules for
+The patches replace names inside mmengine and mmpretrain, and add modules for
 MMRazor. PyTorch itself is touched in two places only, both of them defaults: before
 version 2.6 ``torch.load`` gets the safe one of the later versions, and activation
 checkpointing the one that PyTorch recommends (``use_reentrant=False``).
@@ -55,21 +55,21 @@ _mends: list[Callable[[], bool]] = []
 _applied: dict[str, str] = {}
 
 
-def mend(function: Callable[[], bool]) -> Callable[[], bool]:
-    """Register a mend: a function that returns whether it was needed."""
+def patch(function: Callable[[], bool]) -> Callable[[], bool]:
+    """Register a patch: a function that returns whether it was needed."""
     _mends.append(function)
     return function
 
 
 def apply() -> None:
-    """Apply every mend that this environment needs; a second call does nothing."""
+    """Apply every patch that this environment needs; a second call does nothing."""
     for function in _mends:
         if function.__name__ not in _applied and function():
             _applied[function.__name__] = function.__doc__.splitlines()[0]
 
 
 def applied() -> dict[str, str]:
-    """Return ``{name: what it mends}`` of the mends in force."""
+    """Return ``{name: what it patches}`` of the patches in force."""
     return dict(_applied)
 
 
@@ -121,7 +121,7 @@ def _safe_globals() -> dict[str, Any]:
     return names
 
 
-@mend
+@patch
 def safe_checkpoints() -> bool:
     """mmengine: checkpoints load with PyTorch's safe loading on, by an allow-list."""
     allowed = _safe_globals()
@@ -166,7 +166,7 @@ def _safe_load(load: Callable, allowed: dict[str, Any]) -> Callable:
     return safe_load
 
 
-@mend
+@patch
 def no_code_in_resume() -> bool:
     """mmengine: resuming no longer executes the config text inside a checkpoint."""
     original = Runner.load_checkpoint
@@ -232,7 +232,7 @@ class _RemoveLater:
         self.pending.append(functools.partial(self.backend.rmtree, path))
 
 
-@mend
+@patch
 def whole_checkpoints() -> bool:
     """mmengine: checkpoints are written whole, and old ones removed only afterwards."""
     from mmengine.fileio import LocalBackend
@@ -271,7 +271,7 @@ def _add_timm_prefix(state_dict: dict, prefix: str, *args: Any) -> None:
             state_dict[f'{prefix}model.{key[len(prefix) :]}'] = state_dict.pop(key)
 
 
-@mend
+@patch
 def timm_weights() -> bool:
     """mmpretrain: models of timm and Hugging Face keep and find their pretrained weights."""
     with warnings.catch_warnings():
@@ -295,7 +295,7 @@ def timm_weights() -> bool:
     return True
 
 
-@mend
+@patch
 def batches_of_any_size_in_windows() -> bool:
     """mmpretrain: exported Swin models take batches of any size.
 
@@ -316,7 +316,7 @@ def batches_of_any_size_in_windows() -> bool:
 # --- Optimizers ----------------------------------------------------------------
 
 
-@mend
+@patch
 def flat_scalars() -> bool:
     """mmengine: flat_decay_mult holds for scalars, such as a learned temperature, too."""
     from mmengine.optim import DefaultOptimWrapperConstructor
@@ -383,7 +383,7 @@ def _windows(processor: LogProcessor, runner: Runner) -> Callable[[str], int | N
     return window
 
 
-@mend
+@patch
 def histories_of_scalars() -> bool:
     """mmengine: logging takes no longer, and checkpoints no more room, as a training goes on."""
     probe = HistoryBuffer([0.0], [1])
@@ -427,7 +427,7 @@ def histories_of_scalars() -> bool:
 _MOST_UNREAD = 10_000
 
 
-@mend
+@patch
 def losses_read_when_logged() -> bool:
     """mmengine: what a step returns is read when it is logged, not after every step."""
     # Each value that is read makes a GPU and its program wait for each other.
@@ -466,7 +466,7 @@ def losses_read_when_logged() -> bool:
     return True
 
 
-@mend
+@patch
 def batches_without_waiting() -> bool:
     """mmpretrain: images and labels go to a GPU without a wait for its work before."""
     from mmpretrain.models import ClsDataPreprocessor
@@ -493,7 +493,7 @@ def batches_without_waiting() -> bool:
     return True
 
 
-@mend
+@patch
 def one_hot_without_waiting() -> bool:
     """mmpretrain: a loss that makes one-hot vectors of labels does not read them first."""
     from mmpretrain.models.losses.utils import convert_to_one_hot as waiting
@@ -528,7 +528,7 @@ def _found_by_decoder(error: Exception) -> bool:
     return trace[-1][0].f_globals.get('__name__') != mmcv.imfrombytes.__module__
 
 
-@mend
+@patch
 def broken_images() -> bool:
     """mmcv: LoadImageFromFile names a broken image, and ignore_empty=True passes over it alone."""
     from mmcv.transforms import LoadImageFromFile
@@ -563,7 +563,7 @@ def broken_images() -> bool:
 # --- Errors of hooks -----------------------------------------------------------
 
 
-@mend
+@patch
 def tracebacks_of_hooks() -> bool:
     """mmengine: a TypeError in a hook keeps its traceback."""
 
@@ -602,7 +602,7 @@ def add_hooks(default_hooks: dict | None, brought: dict[str, dict]) -> dict:
     return hooks
 
 
-@mend
+@patch
 def hooks_of_models() -> bool:
     """mmengine: a model brings the hooks that it needs, whatever the config's custom_hooks."""
     register_hooks, register_hook = Runner.register_hooks, Runner.register_hook
@@ -637,7 +637,7 @@ def hooks_of_models() -> bool:
 # --- Packages that are gone ----------------------------------------------------
 
 
-@mend
+@patch
 def package_lookup() -> bool:
     """mmengine: `mmpretrain::...` configs resolve without pkg_resources, editable ones too."""
     from mmengine.config.utils import MODULE2PACKAGE
@@ -667,7 +667,7 @@ def package_lookup() -> bool:
     return True
 
 
-@mend
+@patch
 def configs_of_this_package() -> bool:
     """mmengine: `mmkd_tas::...` and read_base() find the configs of this package."""
     from mmengine.config import Config
@@ -723,7 +723,7 @@ class _Renamed(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         module.__spec__ = module.__spec__.loader_state
 
 
-@mend
+@patch
 def mmcls_is_mmpretrain() -> bool:
     """mmrazor: mmcls, the old name of MMPretrain, means it in imports and in configs."""
     if importlib.util.find_spec('mmcls'):
@@ -766,7 +766,7 @@ class _Unavailable(type):
         cls._refuse()
 
 
-@mend
+@patch
 def quantization() -> bool:
     """mmrazor: imports without its quantization, which needs names PyTorch removed."""
     from torch.ao.quantization import fuser_method_mappings
@@ -791,7 +791,7 @@ def quantization() -> bool:
 # --- Several processes ---------------------------------------------------------
 
 
-@mend
+@patch
 def sharded_optimizer_is_saved() -> bool:
     """mmengine: a run with ZeroRedundancyOptimizer saves checkpoints, where it used to hang."""
     from mmengine.optim import ZeroRedundancyOptimizer
@@ -811,7 +811,7 @@ def sharded_optimizer_is_saved() -> bool:
     return True
 
 
-@mend
+@patch
 def whole_sync_bn() -> bool:
     """mmengine: sync_bn keeps hooks on BatchNorm layers, and the activations of timm's."""
     from mmengine.model import convert_sync_batchnorm
@@ -834,7 +834,7 @@ def whole_sync_bn() -> bool:
     return True
 
 
-@mend
+@patch
 def checkpointing_by_hooks() -> bool:
     """mmpretrain: with_cp=True trains in several processes, also stages that run twice a step."""
     # mmpretrain, mmcv and mmengine do not choose between PyTorch's two kinds, and the one they
@@ -860,7 +860,7 @@ def checkpointing_by_hooks() -> bool:
 # --- Machines without a GPU ----------------------------------------------------
 
 
-@mend
+@patch
 def cpu_distributed() -> bool:
     """mmengine: several processes train on a machine without a GPU (gloo)."""
     if get_device() != 'cpu':
@@ -893,7 +893,7 @@ def cpu_distributed() -> bool:
     return True
 
 
-@mend
+@patch
 def cpu_amp() -> bool:
     """mmengine: mixed precision (bfloat16) trains on a machine without a GPU."""
     if get_device() != 'cpu':

@@ -293,7 +293,7 @@ def _check_option(config: Config, option: str) -> None:
             if not key.isdigit() or int(key) >= len(node):
                 raise SetupError(
                     f"--cfg-options {option}: '{path}' is a list of {len(node)}; write its index, "
-                    f'0 to {len(node) - 1}, in place of {key!r}'
+                    f'0 to {len(node) - 1}, instead of {key!r}'
                 )
             node = node[int(key)]
         elif not hasattr(node, 'keys'):

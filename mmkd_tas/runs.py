@@ -48,7 +48,7 @@ class Run:
         """Read a work dir; where a resumed run did a step again, the later record counts.
 
         Raises:
-            SetupError: If there is no record of a training in the folder.
+            SetupError: If there is no training log in the folder.
         """
         folder = Path(folder)
         run = cls(label or folder.name, folder)
@@ -56,7 +56,7 @@ class Run:
             for line in file.read_text().splitlines():
                 run._add(json.loads(line))
         if not run.train:
-            raise SetupError(f"there is no record of a training in '{folder}'")
+            raise SetupError(f"there is no training log in '{folder}'")
         return run
 
     def _add(self, record: dict) -> None:

@@ -4,7 +4,7 @@ from helpers import TINY
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
 
-import mmkd_tas  # noqa: F401  (the mends)
+import mmkd_tas  # noqa: F401  (the patches)
 
 
 def pytest_addoption(parser):

@@ -18,7 +18,7 @@ torch.ones((), requires_grad=True).backward()
 
 def _start(rank, world, folder, function, args):
     os.environ['CUDA_VISIBLE_DEVICES'] = ''
-    import mmkd_tas  # noqa: F401  (the mends)
+    import mmkd_tas  # noqa: F401  (the patches)
 
     torch.set_num_threads(1)
     torch.distributed.init_process_group(

@@ -35,7 +35,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def installed(wheel, tmp_path_factory):
-    """Run ``mmkd-tas`` in an empty folder, with the wheel in place of this checkout."""
+    """Run ``mmkd-tas`` in an empty folder, with the wheel instead of this checkout."""
     folder = tmp_path_factory.mktemp('user')
     python = folder / 'env/bin/python'
     venv.create(folder / 'env', with_pip=False)

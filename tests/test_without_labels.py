@@ -21,7 +21,7 @@ from mmkd_tas.errors import SetupError
 from mmkd_tas.runs import Run
 
 METHODS = ('rsd', 'kd-features', 'rkd', 'cc', 'fitnet')
-DINO = dict(img_size=28, embed_dim=48, depth=4, num_heads=2)  # of two heads in place of six
+DINO = dict(img_size=28, embed_dim=48, depth=4, num_heads=2)  # of two heads instead of six
 RECIPE = REPO / 'configs/mixing/dinov2.py'
 
 

@@ -99,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--before',
         metavar='CHECKPOINT',
         help='student to compare with: checkpoint or work dir of a run of the student alone; by '
-        'default it is initialised anew',
+        'default it is newly initialised',
     )
     parser.add_argument('--images', type=int, default=512, help='number of images for CKA')
     parser.add_argument('--image-index', type=int, default=0, help='of the image that is shown')
@@ -407,7 +407,7 @@ def write_report(
         title=html.escape(title),
         checkpoint=html.escape(args.checkpoint),
         config=html.escape(args.config),
-        before=html.escape(f'that of {args.before}' if args.before else 'one initialised anew'),
+        before=html.escape(f'that of {args.before}' if args.before else 'one newly initialised'),
         images=len(measured.labels),
         cka_images=measured.cka.images,
         batch_size=loader.batch_size,

@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs='?',
         const='latest',
         metavar='CHECKPOINT',
-        help="go on from the work dir's latest checkpoint, or from the given file or folder; "
-        '`auto` starts anew where there is none',
+        help="continue from the work dir's latest checkpoint, or from the given file or folder; "
+        '`auto` starts a new run if there is none',
     )
     parser.add_argument('--no-validate', action='store_true', help='train without validation')
     parser.add_argument(
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def find_start(resume: str, work_dir: str) -> tuple[Path, dict] | None:
     """Return the checkpoint that ``--resume`` asks for: its file and what is in it.
 
-    None means to start anew.
+    None means to start a new run.
     """
     if resume not in ('latest', 'auto') and not Path(resume).is_dir():
         return Path(resume), read_checkpoint(resume)

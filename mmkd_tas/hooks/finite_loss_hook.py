@@ -152,8 +152,8 @@ class FiniteLossHook(Hook):
         first, where, _ = min(found, key=lambda process: process[0])
         terms = {key: v for step, _, part in found if step == first for key, v in part.items()}
         raise SetupError(
-            f'{_sentence(terms, where)}: {_ADVICE}, or leave such steps out with '
-            "default_hooks.finite_loss.action='skip'; --resume goes on from the last checkpoint"
+            f'{_sentence(terms, where)}: {_ADVICE}, or skip such steps with '
+            "default_hooks.finite_loss.action='skip'; --resume continues from the last checkpoint"
         )
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:

@@ -66,7 +66,7 @@ class PreflightHook(Hook):
         teacher_floor: Lowest top-1 accuracy of the teacher in percent that
             raises no warning.
         new_head: Of a checkpoint to begin with, the head may be for another number of
-            classes: then it starts anew.
+            classes: then it is newly initialised.
 
     Raises:
         SetupError: Before training, if the numbers of classes or of batches differ, there
@@ -94,7 +94,7 @@ class PreflightHook(Hook):
                 runner.logger.warning(
                     f"resume: settings come from the checkpoint '{path}' and not "
                     f'from the config: {"; ".join(settings)}. To train with those of the config, '
-                    'start a new run from its weights, with load_from=... in place of resuming'
+                    'start a new run from its weights, with load_from=... instead of resuming'
                 )
 
     def _check_weights(self, runner: Runner, checkpoint: dict) -> None:
@@ -327,7 +327,7 @@ class PreflightHook(Hook):
             raise SetupError(
                 "resume: the teacher's weights (model.teacher_ckpt) are not those with which this "
                 'run began; put the former file back, or start a new run from the checkpoint, '
-                'with load_from=... in place of resuming'
+                'with load_from=... instead of resuming'
             )
         runner.message_hub.update_info('teacher_fingerprint', found)
 

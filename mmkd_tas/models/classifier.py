@@ -44,7 +44,7 @@ class Classifier(BaseClassifier):
         img_size: Of the images, for a named model that is built for one size.
         loss: Config of the loss of the logits, as in mmpretrain's heads; auxiliary
             classifiers (GoogLeNet, Inception) have it too, with a weight of 0.3.
-        multi_label: Images have several labels: sigmoid in place of softmax, and by
+        multi_label: Images have several labels: sigmoid instead of softmax, and by
             default binary cross-entropy.
         with_cp: Save memory by gradient checkpointing, where the library has it.
         train_cfg: ``dict(augments=...)``: mixup and CutMix, as in mmpretrain.
@@ -113,7 +113,7 @@ class Classifier(BaseClassifier):
 
     @property
     def headless(self) -> bool:
-        """Whether the model returns features in place of logits."""
+        """Whether the model returns features instead of logits."""
         return getattr(self, 'num_classes', None) == 0
 
     def forward(

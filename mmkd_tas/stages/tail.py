@@ -60,15 +60,17 @@ class Tail:
 
     def __init__(self, model: nn.Module, trace: Trace, stage: Stage, last: Stage) -> None:
         self._model, self._trace, self.stage = model, trace, stage
-        self._plan: tuple[list, list, list] | None = None
+        self._plan: tuple[list, ...] | None = None
         self._end = trace.calls_of[stage.module][-1]
-        self._last = model.get_submodule(last.module)
-        self._classifiers = [model.get_submodule(call.path) for call, _ in trace.classifiers]
+        self._watched = [*(call.path for call, _ in trace.classifiers), last.module]
         self._check()
         self._plan = None  # what it names may be replaced before the training, as by SyncBN
 
-    def _planned(self) -> tuple[list, list, list]:
-        """Return what is passed over, what passes the class token on, and what may run."""
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), '_plan': None}  # which names the modules of the original
+
+    def _planned(self) -> tuple[list, ...]:
+        """Return modules: passed over, passing the class token on, running, and watched."""
         if self._plan is None:
             model, trace, stage = self._model, self._trace, self.stage
             passed: list[nn.Module] = []
@@ -86,7 +88,8 @@ class Tail:
             idle = tuple(f'{path}.' for path in done)
             running = [m for path, m in model.named_modules() if not path.startswith(idle)]
             named = [(model.get_submodule(path), calls) for path, calls in skipped.items()]
-            self._plan = named, passed, running
+            watched = [model.get_submodule(path) for path in self._watched]
+            self._plan = named, passed, running, watched
         return self._plan
 
     def __call__(self, feature: Tensor, own_prefix: bool = False) -> Knowledge:
@@ -116,10 +119,11 @@ class Tail:
             return output
 
         with _changes() as change:
-            for module in self._classifiers:
+            *classifiers, end = watched = self._planned()[-1]
+            for module in classifiers:
                 change(module, 'forward', partial(entered, module.forward))
-            change(self._last, 'forward', partial(ended, self._last.forward))
-            for module in (*self._classifiers, self._last):
+            change(end, 'forward', partial(ended, end.forward))
+            for module in watched:
                 change(module, '_compiled_call_impl', None)
             logits = vector_of(self._model(images), self._trace.headless)
         dims = [dim for _, dim in self._trace.classifiers]
@@ -154,7 +158,7 @@ class Tail:
             given = self.stage.from_tokens(feature, prefix[0]) if own_prefix else feature
             return apply_to(call.output, is_shape, lambda _: given)
 
-        skipped, passed, running = self._planned()
+        skipped, passed, running, _ = self._planned()
         with _changes() as change:
             for module, calls in skipped:
                 change(module, 'forward', partial(replayed, module.forward, deque(calls)))

@@ -44,7 +44,7 @@ class ModelView:
             ``num_classes == 0`` and returns a feature.
         input_size: Side or ``(H, W)`` of the images in pixels. By default what
             the model was built for, if it says so, else 224.
-        stages: What ends the stages, in place of what :func:`choose` finds: module paths,
+        stages: What ends the stages, instead of what :func:`choose` finds: module paths,
             or dicts with ``module`` and any of ``layout``, ``prefix``, ``channels``, ``grid``.
     """
 

@@ -85,7 +85,7 @@ def test_a_broken_run_ends_with_an_error(tmp_path, monkeypatch, custom_hooks):
 
 @HOOKS.register_module()
 class LenientHook(FiniteLossHook):
-    """One of the user's own, in place of its base."""
+    """One of the user's own, instead of its base."""
 
 
 @pytest.mark.parametrize(

@@ -280,7 +280,9 @@ def test_a_new_head_for_the_rest_of_a_checkpoint(tmp_path, started):
     for key, value in run.model.state_dict().items():
         expected = before if key.startswith('head.') else weights
         assert torch.equal(value, expected[key]), key
-    assert sum('the head for 10 (head.fc.weight, head.fc.bias) starts' in m for m in messages) == 1
+    assert (
+        sum('the head for 10 (head.fc.weight, head.fc.bias) is newly' in m for m in messages) == 1
+    )
     del weights['backbone.cls_token']
     torch.save(weights, tmp_path / 'other.pth')
     with pytest.raises(SetupError, match='missing: backbone.cls_token$'):

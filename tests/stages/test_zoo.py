@@ -128,7 +128,7 @@ def test_the_stages_are_the_true_ones():
     """Module, layout, prefix tokens, channels and grid, which equal logits do not prove.
 
     They are those that the libraries' own records and class tables give, but for: DenseNet,
-    the last block in place of the norm after it; RepVGG, the last stage in place of the
+    the last block instead of the norm after it; RepVGG, the last stage instead of the
     identity after it; GhostNet, the last block of each grid, where timm's record has the
     first of the next before.
     """

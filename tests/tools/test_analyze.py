@@ -96,7 +96,7 @@ def test_with_a_new_student_before(distilled, tmp_path):
     found = {'new': (), 'again': (), 'same': ('--before', work_dir)}
     for name, before in found.items():
         analyze(*arguments, *before, '--out', tmp_path / name)
-    assert 'is one initialised anew' in (tmp_path / 'new/report.html').read_text()
+    assert 'is one newly initialised' in (tmp_path / 'new/report.html').read_text()
     new, again, same = ((tmp_path / f'{n}/features.png').read_bytes() for n in found)
     assert new == again != same
 

@@ -1,4 +1,4 @@
-# A mixture: TAS with RSD in place of InfoNCE
+# A mixture: TAS with RSD instead of InfoNCE
 _base_ = './tas.py'
 distiller = dict(
     connectors=dict(

@@ -1,7 +1,7 @@
 # Fine-tuning of a teacher from its ImageNet weights:
 #   --method teacher --cfg-options load_from=checkpoints/swin-t_in1k.pth
 # The recipes that take it set default_hooks.preflight.new_head: a head for other classes than the
-# file's starts anew, which the log says.
+# file's is newly initialised, which the log says.
 optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05),
     paramwise_cfg=dict(bias_decay_mult=0.0, flat_decay_mult=0.0),

@@ -67,7 +67,7 @@ class CrossArchDistill(SingleTeacherDistill):
             of a run, whose newest checkpoint is meant. Without, the teacher's config must
             ask for weights itself (``pretrained=``, ``init_cfg=``).
         student_ckpt: Checkpoint that the student starts from, likewise. A head for another
-            number of classes starts anew; everything else must fit.
+            number of classes is newly initialised; everything else must fit.
         random_teacher: Accept a teacher without weights, or one no better than chance.
         teacher_input: What the teacher's images differ in: ``size`` (pixels, int
             or ``(h, w)``), ``mean`` and ``std`` (of 0..255 pixels, per channel, as
@@ -80,7 +80,7 @@ class CrossArchDistill(SingleTeacherDistill):
         input_size: Side or ``(H, W)`` of the student's training images in pixels,
             for distillers that look into the stages; by default what the student
             was built for, if it says so, else 224.
-        student_stages, teacher_stages: What ends the stages of a model, in place of what is
+        student_stages, teacher_stages: What ends the stages of a model, instead of what is
             found, see :class:`mmkd_tas.stages.ModelView`.
         teacher_precision: ``'bfloat16'``, ``'float16'`` or ``'float32'``: that of the
             teacher's forward; by default the student's.

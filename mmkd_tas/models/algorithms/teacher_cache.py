@@ -39,7 +39,7 @@ class AnswerStore:
         self._checks = np.memmap(path / 'checksums', '<u4', 'r+', shape=slots)
 
     def __reduce__(self) -> tuple:
-        """Map the files anew in another process, in place of sending what is in them."""
+        """Map the files anew in another process, instead of sending what is in them."""
         return type(self), self._args
 
     def read(self, slots: list[int]) -> dict:

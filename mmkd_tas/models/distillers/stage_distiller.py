@@ -1,4 +1,4 @@
-"""MMRazor's configurable distiller, with stages in place of module paths."""
+"""MMRazor's configurable distiller, with stages instead of module paths."""
 
 import contextlib
 import inspect
@@ -95,8 +95,8 @@ class StageDistiller(ConfigurableDistiller):
         for name in self._connector_cfgs:
             if name in _SIDES or '.' in name or hasattr(self.connectors, name):
                 raise SetupError(
-                    f"distiller.connectors: '{name}' is no name for a connector; choose one "
-                    'without a dot that is neither student nor teacher nor a method of modules'
+                    f"distiller.connectors: '{name}' is not a valid name for a connector; choose "
+                    'one without a dot that is neither student nor teacher nor a method of modules'
                 )
         self._check_losses()
 
@@ -221,12 +221,12 @@ class StageDistiller(ConfigurableDistiller):
         if owner not in self.connectors:
             known = [*_SIDES, *self.connectors]
             raise SetupError(
-                f"{key}: '{reference}' leads nowhere: there is no connector '{owner}'"
+                f"{key}: '{reference}' does not exist: there is no connector '{owner}'"
                 + suggest(owner, known)
             )
         if not self._inputs.get(owner):
             raise SetupError(
-                f"{key}: the connector '{owner}' is told no inputs; add "
+                f"{key}: the connector '{owner}' has no inputs; add "
                 f"inputs=['student.stage4'] or the like to distiller.connectors.{owner}"
             )
         kind = inspect.signature(self.connectors[owner].forward_train).return_annotation
@@ -239,7 +239,7 @@ class StageDistiller(ConfigurableDistiller):
     def _check_stock_reference(self, reference: Any, key: str) -> None:
         if not isinstance(reference, Mapping) or not {'recorder', 'from_student'} <= set(reference):
             raise SetupError(
-                f"{key}: {reference!r} is no reference; write 'student.logits', or "
+                f"{key}: {reference!r} is not a reference; write 'student.logits', or "
                 "dict(recorder='...', from_student=True)"
             )
         side = 'student' if reference['from_student'] else 'teacher'

@@ -196,6 +196,7 @@ def test_a_copy_works_on_its_own_student():
     loss = twin(images, samples, mode='loss')['distill.loss_kd']
     assert loss.isfinite()
     torch.testing.assert_close(model(images), logits)
+    assert copy.deepcopy(twin)(images, samples, mode='loss')['distill.loss_kd'] == loss
 
 
 def test_a_users_own_model_by_config_alone():
@@ -298,21 +299,24 @@ def test_stock_configs_run_unchanged(name, kind):
         ({'loss_forward_mappings.loss_one.a': 'both.frst'}, "no 'frst'; did you mean 'first'"),
         ({'loss_forward_mappings.loss_one.a': 'student.stge3'}, "source='stge3' is none of"),
         ({'loss_forward_mappings.loss_one.a': 'student.stage7'}, 'no stage 7'),
-        ({'loss_forward_mappings.loss_one': dict(a=3, b=3)}, 'is no reference'),
+        ({'loss_forward_mappings.loss_one': dict(a=3, b=3)}, 'is not a reference'),
         (
             {'loss_forward_mappings.loss_one': dict(_delete_=True, a=STOCK_REFERENCE, b='both')},
             "student_recorders has no 'x'",
         ),
         ({'loss_forward_mappings.loss_thre': MAPPING}, 'has no such loss'),
         ({'distill_losses.loss_more': dict(type='Difference')}, 'loss_more is missing'),
-        ({'connectors.student': dict(type='Half')}, "'student' is no name for a connector"),
-        ({'connectors.half': dict(type='Half')}, "'half' is no name for a connector"),
+        (
+            {'connectors.student': dict(type='Half')},
+            "'student' is not a valid name for a connector",
+        ),
+        ({'connectors.half': dict(type='Half')}, "'half' is not a valid name for a connector"),
         (
             {
                 'connectors.halved': dict(type='Half'),
                 'loss_forward_mappings.loss_one.a': 'halved',
             },
-            "'halved' is told no inputs",
+            "'halved' has no inputs",
         ),
         (
             {
