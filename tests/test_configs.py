@@ -57,7 +57,8 @@ SAMPLE = {  # of the large ones, every model once
     'mixer-b16_swin-p',
     'swin-t_resnet18',
     'resnet50_swin-n',
-    'convnext-t_resmlp-s12',
+    'convnext-t_mobilenetv2',
+    'swin-p_resmlp-s12',
     'resnet34_deit-t',
     'deit-s_mobilenetv2',
     'vit-b_resnet50-stronger',
@@ -97,6 +98,10 @@ def test_a_cell_takes_a_training_and_a_validation_step(cell):
     config.model.random_teacher = True
     if cell[2] == 'crd':  # without a runner nobody counts the images
         config.model.distiller.distill_losses.loss_crd.num_images = 50
+    if config.input_size < 32 and 'convnext-t' in cell[1]:
+        with pytest.raises(SetupError, match='fails on images of 16x16 pixels'):
+            built(config)
+        return
     model = built(config)
     runner_parts = dict(optimizer=config.optim_wrapper.optimizer, type='OptimWrapper')
     optim_wrapper = build_optim_wrapper(model, runner_parts)
