@@ -89,7 +89,7 @@ class Student:
             channels = next(p.shape[1] for p in model.parameters() if p.ndim == 4)
             given = [0.0] * channels, [1.0] * channels
         mean, std = given
-        swapped = step or {'to_rgb': getattr(model.data_preprocessor, '_channel_conversion', False)}
+        swapped = step or {'to_rgb': getattr(model.data_preprocessor, 'to_rgb', False)}
         size = declared or _final_size(pipeline) or built_for(model)
         size = size or _final_size(_pipeline(config, 'train_dataloader'))
         return cls(

@@ -198,3 +198,16 @@ def test_a_missing_package_is_named(students, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
     with pytest.raises(SetupError, match=re.escape("pip install 'mmkd_tas[onnx]'")):
         FORMATS['onnx'][1](Student.of_run(students['timm']), tmp_path / 'student.onnx')
+
+
+@pytest.mark.parametrize('to_rgb', [True, False])
+def test_files_are_bgr_unless_they_are_converted(students, tmp_path, to_rgb):
+    config = Config.fromfile(students['timm'] / 'run.py')
+    config.data_preprocessor.to_rgb = to_rgb
+    config.test_dataloader.dataset.pipeline.insert(0, dict(type='LoadImageFromFile'))
+    config.dump(tmp_path / 'run.py')
+    student = Student.of_run(tmp_path / 'run.py', students['timm'] / 'epoch_1.pth')
+    assert student.described()['channels'] == ('RGB' if to_rgb else 'BGR')
+    if not to_rgb:
+        with pytest.raises(SetupError, match='trained on BGR images'):
+            FORMATS['folder'][1](student, tmp_path / 'student')

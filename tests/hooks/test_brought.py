@@ -67,7 +67,9 @@ def ours(run):
 EMA = dict(type='EMAHook', momentum=4e-5)
 
 
-@pytest.mark.parametrize('custom_hooks', [[], [EMA]], ids=['none', 'ema'])
+@pytest.mark.parametrize(
+    'custom_hooks', [pytest.param([], marks=pytest.mark.slow), [EMA]], ids=['none', 'ema']
+)
 def test_a_broken_run_ends_with_an_error(tmp_path, monkeypatch, custom_hooks):
     """With our tools, with mmpretrain's, and with a runner of the user's own."""
     monkeypatch.chdir(tmp_path)

@@ -84,6 +84,7 @@ def test_an_exported_student_is_plain_mmpretrain(finished, tmp_path, suffix):
     assert runner.test()['accuracy/top1'] == pytest.approx(last_top1(finished))
 
 
+@pytest.mark.slow
 def test_an_exported_timm_student_is_plain_timm(tmp_path):
     config = tmp_path / 'timm_student.py'
     config.write_text(
