@@ -268,7 +268,7 @@ def test_bad_input(finished, tmp_path, monkeypatch):
     )
     assert 'missing: backbone.layers.4' in ends_with(export, other, checkpoint, 'out.pth')
     assert not (tmp_path / 'out.pth').exists()
-    assert 'no record of a training' in ends_with(TOOLS / 'compare_runs.py', tmp_path)
+    assert 'there is no training log' in ends_with(TOOLS / 'compare_runs.py', tmp_path)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='needs one GPU per process')
