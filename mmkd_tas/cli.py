@@ -417,18 +417,19 @@ def mistakes_named(config: Config) -> Iterator[None]:
         yield
     except (KeyError, RuntimeError, TypeError) as error:
         if not _in_loop(error):
-            nodes = dict(_dicts(config.to_dict()))
+            nodes = dict(dicts(config.to_dict()))
             if sentence := _type_mistake(error, nodes) or _argument_mistake(error, nodes):
                 raise SetupError(sentence) from error
         raise
 
 
-def _dicts(node: Any, path: str = '') -> Iterator[tuple[str, dict]]:
+def dicts(node: Any, path: str = '') -> Iterator[tuple[str, dict]]:
+    """Yield all dicts in a config, each with the path of its key."""
     if isinstance(node, dict):
         yield path, node
     for key, value in node.items() if isinstance(node, dict) else enumerate(node):
         if isinstance(value, dict | list | tuple):
-            yield from _dicts(value, f'{path}.{key}' if path else str(key))
+            yield from dicts(value, f'{path}.{key}' if path else str(key))
 
 
 def _type_mistake(error: Exception, nodes: dict[str, dict]) -> str | None:

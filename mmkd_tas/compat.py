@@ -51,19 +51,19 @@ from mmengine.utils import digit_version
 
 from .errors import SetupError
 
-_mends: list[Callable[[], bool]] = []
+_patches: list[Callable[[], bool]] = []
 _applied: dict[str, str] = {}
 
 
 def patch(function: Callable[[], bool]) -> Callable[[], bool]:
     """Register a patch: a function that returns whether it was needed."""
-    _mends.append(function)
+    _patches.append(function)
     return function
 
 
 def apply() -> None:
     """Apply every patch that this environment needs; a second call does nothing."""
-    for function in _mends:
+    for function in _patches:
         if function.__name__ not in _applied and function():
             _applied[function.__name__] = function.__doc__.splitlines()[0]
 
@@ -427,6 +427,13 @@ def histories_of_scalars() -> bool:
 _MOST_UNREAD = 10_000
 
 
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor on a device, without waiting for what a GPU still has to do."""
+    if device.type == 'cuda' and tensor.device.type == 'cpu':
+        tensor = tensor.pin_memory()  # else the copy waits, whatever non_blocking says
+    return tensor.to(device, non_blocking=True)
+
+
 @patch
 def losses_read_when_logged() -> bool:
     """mmengine: what a step returns is read when it is logged, not after every step."""
@@ -476,8 +483,6 @@ def batches_without_waiting() -> bool:
 
     def forward_without_waiting(self, data: dict, training: bool = False) -> dict:
         if self.device.type != 'cpu':
-            from .models.utils import sent
-
             self._non_blocking = True  # for images that the loader has in page-locked memory
             samples = data.get('data_samples') or []
             for name in ('gt_label', 'gt_score'):

@@ -21,11 +21,12 @@ from mmpretrain.apis import get_model
 from torch import Tensor, nn
 
 from . import cli, configs
-from .checkpoint import load_weights, newest_checkpoint
+from .checkpoint import load_weights
 from .compat import write_whole
 from .errors import SetupError
 from .outputs import built_for
 from .records import normalisation
+from .runs import newest_config
 
 # Of logits: how far those of an exported file may be from PyTorch's.
 _TOLERANCE = 1e-4
@@ -67,12 +68,12 @@ class Student:
         """
         run = Path(run)
         if run.is_dir():
-            found = sorted(run.glob('*.py'), key=lambda file: file.stat().st_mtime)
-            newest = checkpoint or newest_checkpoint(run)
-            if not found or newest is None:
-                what = 'whole checkpoint' if found else 'config of a run'
-                raise SetupError(f"run: there is no {what} in '{run}'; give the work dir of a run")
-            run, checkpoint = found[-1], checkpoint or newest[0]
+            checkpoint, file = checkpoint or run, newest_config(run)
+            if file is None:
+                raise SetupError(
+                    f"run: there is no config of a run in '{run}'; give the work dir of a run"
+                )
+            run = file
         if checkpoint is None:
             raise SetupError(f"checkpoint: give one for the config '{run}', or give its work dir")
         config = configs.load_config(run)
@@ -89,7 +90,8 @@ class Student:
             channels = next(p.shape[1] for p in model.parameters() if p.ndim == 4)
             given = [0.0] * channels, [1.0] * channels
         mean, std = given
-        swapped = step or {'to_rgb': getattr(model.data_preprocessor, 'to_rgb', False)}
+        own = getattr(model.data_preprocessor, 'to_rgb', False)
+        to_rgb = step.get('to_rgb', True) if step else own
         size = declared or _final_size(pipeline) or built_for(model)
         size = size or _final_size(_pipeline(config, 'train_dataloader'))
         return cls(
@@ -100,7 +102,7 @@ class Student:
             [value / 255 for value in mean],
             [value / 255 for value in std],
             # files are read as BGR, data sets in memory are RGB
-            len(mean) == 3 and _reads_files(pipeline) != bool(swapped.get('to_rgb', True)),
+            len(mean) == 3 and _reads_files(pipeline) != bool(to_rgb),
         )
 
     @property
@@ -206,19 +208,16 @@ def _write_timm(student: Student, folder: Path) -> tuple[str, Callable]:
     arguments = {key: value for key, value in given.items() if key not in {*own, 'type'}}
     if given.get('img_size') and 'img_size' in inspect.signature(type(model)).parameters:
         arguments['img_size'] = given['img_size']
-    resize = _resizing(_pipeline(student.config))
-    size = student.size or model.pretrained_cfg['input_size'][1:]
     model.pretrained_cfg = {
         **model.pretrained_cfg,
         'num_classes': model.num_classes,
-        'input_size': (len(student.mean), *size),
+        'input_size': tuple(student.images(1).shape[1:]),
         'mean': tuple(student.mean),
         'std': tuple(student.std),
-        **resize,
+        **_resizing(_pipeline(student.config)),
     }
     described = {'label_names': student.classes} if student.classes else {}
-    arguments = arguments or None
-    hub.save_for_hf(model, folder, described, model_args=arguments, safe_serialization=True)
+    hub.save_for_hf(model, folder, described, model_args=arguments or None, safe_serialization=True)
     return (
         "timm.create_model('local-dir:{out}', pretrained=True)",
         lambda path: timm.create_model(f'local-dir:{path}', pretrained=True).eval(),
@@ -233,7 +232,7 @@ def _write_hugging_face(student: Student, folder: Path) -> tuple[str, Callable]:
         model.config.id2label = dict(enumerate(student.classes))
         model.config.label2id = {name: i for i, name in enumerate(student.classes)}
     model.save_pretrained(folder)
-    height, width = student.size or student.images(0).shape[2:]
+    height, width = student.images(1).shape[2:]
     processor = ViTImageProcessor(
         size=dict(height=height, width=width),
         image_mean=student.mean,
@@ -258,7 +257,7 @@ def _write_mmpretrain(student: Student, folder: Path) -> tuple[str, Callable]:
     model = {key: value for key, value in model.items() if key != 'init_cfg'}
     pipeline = _pipeline(student.config)
     kinds = [(kind, MODELS.get(kind)) for kind in _types(model)]
-    kinds += [(kind, TRANSFORMS.get(kind)) for kind in _types(pipeline)]
+    kinds += [(kind, TRANSFORMS.get(kind)) for step in pipeline for kind in _types(step)]
     stock = ('mmpretrain', 'mmengine', 'mmcv', 'torch')
     for kind, found in kinds:
         if found is not None and found.__module__.partition('.')[0] not in stock:
@@ -412,15 +411,9 @@ def _resizing(pipeline: list[dict]) -> dict[str, Any]:
     )
 
 
-def _types(node: Any) -> Iterator[str]:
-    if isinstance(node, dict):
-        if isinstance(node.get('type'), str):
-            yield node['type']
-        for value in node.values():
-            yield from _types(value)
-    elif isinstance(node, list | tuple):
-        for value in node:
-            yield from _types(value)
+def _types(config: dict) -> list[str]:
+    kinds = (part.get('type') for _, part in cli.dicts(config))
+    return [kind for kind in kinds if isinstance(kind, str)]
 
 
 FORMATS: dict[str, tuple[str, Callable[[Student, Path], str]]] = {

@@ -25,6 +25,11 @@ _HARMLESS += ('val_interval', 'val_begin')
 _LEAST_LEAD = 5
 
 
+def newest_config(folder: Path) -> Path | None:
+    """Return the config that a run was last started with, from its work dir; None without."""
+    return max(folder.glob('*.py'), key=lambda path: path.stat().st_mtime, default=None)
+
+
 @dataclass
 class Run:
     """The record of one training.
@@ -101,10 +106,10 @@ class Run:
 
     @cached_property
     def _config(self) -> Config:
-        files = [*self.folder.glob('*.py')]
-        if not files:
+        file = newest_config(self.folder)
+        if file is None:
             raise SetupError(f"there is no config of the training in '{self.folder}'")
-        return configs.load_config(max(files, key=lambda path: path.stat().st_mtime))
+        return configs.load_config(file)
 
     @property
     def seed(self) -> int | None:

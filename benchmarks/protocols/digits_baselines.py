@@ -1,11 +1,5 @@
 # What papers compare with, on the digits, with the defaults of today
-_base_ = './rows.py'
-pairs = {
-    'CNN -> ViT': 'resnet18-w16_vit-w64',
-    'CNN -> MLP': 'resnet18-w16_mixer-w64',
-    'ViT -> CNN': 'vit-w64_resnet18-w4',
-    'MLP -> CNN': 'mixer-w64_resnet18-w4',
-}
+_base_ = './digits.py'
 seeds = 1
 rows = [
     'student alone',
@@ -19,5 +13,6 @@ rows = [
     'RSD on logits',
     'PAT',
 ]
-teacher = dict(dataset='digits', options={})
-student = dict(dataset='digits200', options={})
+_today = dict(_delete_=True)
+teacher = dict(options=_today)
+student = dict(options=_today)

@@ -116,8 +116,8 @@ class FiniteLossHook(Hook):
         if not self.broken:
             self.in_a_row = 0
             return
-        terms = {}
-        for found in all_gather_object(_broken_terms(_losses(outputs))):
+        own, terms = _broken_terms(_losses(outputs)), {}
+        for found in all_gather_object(own):
             terms.update(found)
         what = _sentence(terms, where)
         self.in_a_row += 1
@@ -126,7 +126,7 @@ class FiniteLossHook(Hook):
         with torch.no_grad():
             for buffer, before in zip(runner.model.buffers(), self.buffers, strict=True):
                 buffer.copy_(before)
-        for key in _broken_terms(_losses(outputs)):
+        for key in own:
             del outputs[key]  # from the means in the log
         count = runner.message_hub.runtime_info.get('skipped_steps', 0) + 1
         runner.message_hub.update_info('skipped_steps', count)

@@ -2,9 +2,8 @@
 
 import contextlib
 
-import torch
 from mmengine.model import is_model_wrapper
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import SetupError
 from ..outputs import num_classes
@@ -28,10 +27,3 @@ def classes_of(model: nn.Module) -> int | None:
         with contextlib.suppress(SetupError):
             count = view_of(model).num_classes
     return count
-
-
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor on a device, without waiting for what a GPU still has to do."""
-    if device.type == 'cuda' and tensor.device.type == 'cpu':
-        tensor = tensor.pin_memory()  # else the copy waits, whatever non_blocking says
-    return tensor.to(device, non_blocking=True)

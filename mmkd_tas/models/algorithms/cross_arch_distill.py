@@ -16,7 +16,7 @@ from mmrazor.models.utils import add_prefix
 from torch import Tensor, nn
 
 from ...checkpoint import load_weights
-from ...compat import SAFETY_HOOKS
+from ...compat import SAFETY_HOOKS, sent
 from ...configs import set_num_classes
 from ...errors import SetupError
 from ...outputs import built_for
@@ -25,7 +25,7 @@ from ...registry import MODELS
 from ...stages import StageOutputsRecorder, describe, view_of
 from ..classifier import Classifier
 from ..losses.functional import images_of_step
-from ..utils import classes_of, count_parameters, sent
+from ..utils import classes_of, count_parameters
 from .teacher_cache import TeacherCache
 from .teacher_input import TeacherInput
 

@@ -7,9 +7,9 @@ from mmengine.dataset import BaseDataset
 from mmengine.dist import broadcast, get_world_size
 from torch import Tensor, nn
 
+from ...compat import sent
 from ...errors import SetupError
 from ...registry import MODELS
-from ..utils import sent
 from .base import DistillLoss
 from .functional import class_indices, crd_log_partition, crd_loss, gather, unit_vectors
 
