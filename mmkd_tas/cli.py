@@ -96,8 +96,17 @@ def add_run_arguments(
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
-def load_config(args: argparse.Namespace) -> Config:
-    """Return the config that the arguments describe."""
+def load_config(
+    args: argparse.Namespace,
+    base_options: dict[str, Any] | None = None,
+    input_size: int | None = None,
+) -> Config:
+    """Return the config that the arguments describe.
+
+    Args:
+        args: Of :func:`add_run_arguments`.
+        base_options, input_size: For :func:`mmkd_tas.configs.compose`.
+    """
     _check_launcher(args.launcher)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     pair = args.pair
@@ -111,7 +120,10 @@ def load_config(args: argparse.Namespace) -> Config:
             'give either a config file, or all of --dataset, --pair (or --teacher and --student) '
             'and --method'
         )
-    config = configs.load_config(args.config) if args.config else configs.compose(*parts)
+    if args.config:
+        config = configs.load_config(args.config)
+    else:
+        config = configs.compose(*parts, base_options, input_size)
     config.default_hooks = add_hooks(config.get('default_hooks'), SAFETY_HOOKS)
     configs.merge_options(config, args.cfg_options)
     configs.check_sections(config)
@@ -335,7 +347,8 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, HfHubHTTPError | LocalEntryNotFoundError | OfflineModeIsEnabled):
         return (
             'the weights that pretrained=True asks for are not in the cache, and the hub cannot be '
-            'reached: set pretrained=False and give a local file (model.teacher_ckpt, load_from)'
+            'reached: set pretrained=False and give a local file (--teacher-ckpt, '
+            'model.teacher_ckpt, load_from)'
         )
     if isinstance(error, ImportError):
         return _missing_package(error, files)

@@ -1,6 +1,7 @@
 """Reading configs and merging options into them, with mistakes told at once."""
 
 import contextlib
+import importlib.util
 import inspect
 import re
 from pathlib import Path
@@ -58,7 +59,7 @@ _SECTIONS = {
 CONFIGS = Path(__file__).parent / '.mim/configs'
 BASES = CONFIGS / '_base_'
 ALONE = ('teacher', 'student')
-_CLASSIFIER = 'mmkd_tas.Classifier'
+CLASSIFIER = 'mmkd_tas.Classifier'
 # Parts that a config joins into `model`: a change there comes too late.
 _JOINED = {'student': 'architecture', 'teacher': 'teacher', 'distiller': 'distiller'}
 
@@ -86,8 +87,15 @@ def _path_of(name: str) -> str:
         return Config._get_cfg_path(name, '')[0]
     except (AssertionError, FileNotFoundError, ImportError, ValueError) as error:
         package, _, file = name.partition('::')
-        known = [str(path.relative_to(CONFIGS)) for path in sorted(CONFIGS.glob('**/*.py'))]
-        hint = suggest(file, known) if package == 'mmkd_tas' else f': {error}'
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+        if spec is None or spec.origin is None:
+            raise SetupError(
+                f"there is no config '{name}', because there is no package '{package}': write "
+                'mmkd_tas::NAME, mmpretrain::NAME or the path of a file'
+            ) from error
+        folder = Path(spec.origin).parent / '.mim/configs'
+        known = [str(path.relative_to(folder)) for path in sorted(folder.glob('**/*.py'))]
+        hint = suggest(file, known) if known else f': no configs are installed with {package}'
         raise SetupError(f"there is no config '{name}'{hint}") from error
 
 
@@ -120,7 +128,13 @@ def check_sections(config: Config) -> None:
                 raise SetupError(f'{path}: there is no {key!r}{suggest(key, known)}')
 
 
-def compose(dataset: str, pair: str, method: str) -> Config:
+def compose(
+    dataset: str,
+    pair: str,
+    method: str,
+    options: dict[str, Any] | None = None,
+    input_size: int | None = None,
+) -> Config:
     """Return the sum of the base configs of a dataset, two models and a method.
 
     Args:
@@ -136,6 +150,10 @@ def compose(dataset: str, pair: str, method: str) -> Config:
             the data set: ``METHOD_DATASET_FAMILY.py`` or ``METHOD_DATASET.py``);
             ``'teacher'`` or ``'student'`` for the training of one of the two alone, which
             is then the only one needed.
+        options: Changes, ``{'dotted.key': value}``, which the models follow: the number of
+            classes.
+        input_size: Of the images, in pixels; by default the dataset's. Crops and resizes of
+            its pipelines keep their proportions.
 
     A model that is built for images of one size is built for that of the dataset's.
 
@@ -164,7 +182,7 @@ def compose(dataset: str, pair: str, method: str) -> Config:
     if file := files[trained]:
         family = file.parent.name
     else:
-        family = _family_of(ROOT_MODELS.build(dict(type=_CLASSIFIER, model=names[trained])))
+        family = _family_of(ROOT_MODELS.build(dict(type=CLASSIFIER, model=names[trained])))
     kinds = (*(['teacher'] if method == 'teacher' else []), names[trained], family)
     recipe = _first('recipes', *(f'{dataset}_{kind}' for kind in kinds))
     if recipe is None:
@@ -185,8 +203,14 @@ def compose(dataset: str, pair: str, method: str) -> Config:
             'distiller=_base_.distiller, input_size=_base_.input_size)'
         )
     text = f'_base_ = {list(map(str, bases))}\n{joined}'
-    config = Config.fromstring(text, '.py').to_dict()
+    read = Config.fromstring(text, '.py')
+    read.merge_from_dict(options or {})
+    config = read.to_dict()
+    if input_size is not None:
+        _resize(config, input_size)
     model = config['model']
+    if config['data_preprocessor']['num_classes'] is None:
+        raise SetupError(f'--dataset {dataset}: which images and classes? write --data FOLDER')
     if method in ALONE:
         set_num_classes(model, config['data_preprocessor']['num_classes'])
         config['data_preprocessor'].update(model.pop('data_preprocessor', {}))
@@ -194,8 +218,52 @@ def compose(dataset: str, pair: str, method: str) -> Config:
         for module in (part, part.get('backbone', {})):
             if 'img_size' in module:
                 module['img_size'] = config['input_size']
-    name = re.sub(r'[^\w.-]+', '-', name)
-    return Config(config, cfg_text=text, filename=f'{name}_{dataset}.py')
+    return Config(config, cfg_text=text, filename=f'{file_name(name)}_{dataset}.py')
+
+
+def file_name(name: str) -> str:
+    """Return a name with nothing in it that files cannot have."""
+    return re.sub(r'[^\w.-]+', '-', name)
+
+
+def _resize(config: dict, size: int) -> None:
+    """Make all that a config says about pixels fit images of another size."""
+    ratio = size / config['input_size']
+
+    def scale(part: Any) -> None:
+        if isinstance(part, list | tuple):
+            for item in part:
+                scale(item)
+        elif isinstance(part, dict):
+            for key, value in part.items():
+                if key in ('scale', 'crop_size') and isinstance(value, int):
+                    part[key] = round(ratio * value)
+                else:
+                    scale(value)
+
+    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        scale(config[loader]['dataset']['pipeline'])
+    for part in (config, config['model']):
+        if 'input_size' in part:
+            part['input_size'] = size
+
+
+def set_epochs(config: Config, epochs: int) -> None:
+    """Change the length of a training, and its schedule in proportion.
+
+    What is then shorter than half an epoch, as a warm-up, is left out.
+    """
+    ratio = epochs / config.train_cfg.max_epochs
+    config.train_cfg.max_epochs = epochs
+    schedulers = []
+    for scheduler in config.param_scheduler:
+        for key in scheduler.keys() & {'begin', 'end', 'T_max'}:
+            scheduler[key] = round(ratio * scheduler[key])
+        if 'milestones' in scheduler:
+            scheduler.milestones = [round(ratio * epoch) for epoch in scheduler.milestones]
+        if scheduler.get('end') != scheduler.get('begin', 0):
+            schedulers.append(scheduler)
+    config.param_scheduler = schedulers
 
 
 def method_config(name: str) -> dict:
@@ -229,7 +297,7 @@ def _variable(name: str) -> str:
 
 
 def _named(name: str) -> str:
-    return f"dict(type='{_CLASSIFIER}', model={name!r}, img_size=None)"
+    return f"dict(type='{CLASSIFIER}', model={name!r}, img_size=None)"
 
 
 def _family_of(model: nn.Module) -> str:

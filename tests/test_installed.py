@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from helpers import REPO
+from test_docs import blocks
+from test_folder import draw
 
 ENDINGS = ('.py', '.md', '.yml')
 
@@ -97,3 +99,25 @@ print(mmkd_tas.__file__, Config.fromfile('named.py').model.backbone.depth,
     installed('mmkd-tas', 'train', *composed, '--work-dir', 'run', '--cfg-options', *options)
     assert 'tensors' in installed('mmkd-tas', 'export', 'run', 'student.pth')
     assert (installed.folder / 'student.pth').is_file()
+
+
+def test_one_line_from_images_to_a_student(installed):
+    """The first block of README's three ways, with smaller models and fewer epochs."""
+    block = next(b for b in blocks('README.md', 'bash') if b.startswith('mmkd-tas train --data'))
+    train, export = block.replace('\\\n', '').splitlines()
+    draw(installed.folder / 'data/mine', **{f'{p}/{c}': 5 for p in ('train', 'val') for c in 'ab'})
+    save = "import timm, torch; torch.save(timm.create_model('test_vit').state_dict(), 'vit.pth')"
+    installed('python', '-c', save)
+    smaller = '--teacher-ckpt vit.pth --epochs 1 --input-size 32 --cfg-options '
+    smaller += 'model.random_teacher=True train_dataloader.num_workers=0 '
+    smaller += 'val_dataloader.num_workers=0'
+    for name, other in (
+        ('vit_base_patch16_224', 'test_vit'),
+        ('mobilenetv3_small_100', 'test_resnet'),
+        ('--teacher-epochs 20', '--teacher-epochs 1'),
+    ):
+        train, export = train.replace(name, other), export.replace(name, other)
+    said = installed(*f'{train} {smaller}'.split())
+    assert '│ student alone ' in said
+    assert f'{export} --to folder' in said  # it says how to go on
+    assert 'tensors' in installed(*export.split())

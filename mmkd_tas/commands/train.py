@@ -1,6 +1,8 @@
 """Train a model, with or without a teacher.
 
 Examples:
+  mmkd-tas train --data data/mine --teacher timm:vit_base_patch16_224 --teacher-epochs 20 \\
+      --student timm:mobilenetv3_small_100 --method tas-rsd --baseline
   mmkd-tas train CONFIG
   mmkd-tas train CONFIG --resume
   mmkd-tas train --dataset digits --pair resnet18-w16_vit-w64 --method teacher
@@ -17,11 +19,37 @@ from mmengine.config import Config
 from .. import cli
 from ..checkpoint import hand_over, newest_checkpoint, read_checkpoint
 from ..errors import SetupError
+from ..folder import OneLine
+
+_OWN = ('hold_out', 'teacher_ckpt', 'teacher_epochs', 'epochs', 'batch_size', 'input_size')
+_OWN += ('baseline',)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command line takes."""
     cli.add_run_arguments(parser)
+    own = parser.add_argument_group(
+        'your own images, instead of --dataset; --cfg-options are then those of the student'
+    )
+    own.add_argument(
+        '--data', metavar='FOLDER', help='train/CLASS/* and val/CLASS/*, or CLASS/* with --hold-out'
+    )
+    own.add_argument(
+        '--hold-out', type=float, metavar='SHARE', help='of the images of a class, to validate with'
+    )
+    own.add_argument('--teacher-ckpt', metavar='FILE', help='of a teacher that knows the classes')
+    own.add_argument(
+        '--teacher-epochs',
+        type=int,
+        metavar='N',
+        help='fine-tune the teacher first, from --teacher-ckpt or the weights of its library',
+    )
+    own.add_argument('--epochs', type=int, help='of the student; by default 100')
+    own.add_argument('--batch-size', type=int, help='by default 64; the learning rate follows')
+    own.add_argument('--input-size', type=int, help='of the images, in pixels; by default 224')
+    own.add_argument(
+        '--baseline', action='store_true', help='also train the student without a teacher'
+    )
     parser.add_argument(
         '--resume',
         nargs='?',
@@ -75,7 +103,17 @@ def set_start(config: Config, resume: str | None) -> int | None:
 
 def main(args: argparse.Namespace) -> None:
     """Train."""
-    config = cli.load_config(args)
+    if args.data:
+        OneLine.of(args).run(lambda config: train(config, args, args.resume or 'auto'))
+        return
+    for name in _OWN:
+        if getattr(args, name):
+            raise SetupError(f'--{name.replace("_", "-")}: it goes with --data')
+    train(cli.load_config(args), args, args.resume)
+
+
+def train(config: Config, args: argparse.Namespace, resume: str | None) -> None:
+    """Train a model as its config says, from what ``--resume`` says."""
     if args.no_validate:
         config.val_cfg = config.val_dataloader = config.val_evaluator = None
     if args.amp:
@@ -83,11 +121,11 @@ def main(args: argparse.Namespace) -> None:
     if args.auto_scale_lr:
         if not config.get('auto_scale_lr', {}).get('base_batch_size'):
             raise SetupError(
-                '--auto-scale-lr: the config does not tell for which batch size its learning rate '
-                'is meant; add auto_scale_lr=dict(base_batch_size=...)'
+                '--auto-scale-lr: the config does not say which batch size its learning rate is '
+                'for; add auto_scale_lr=dict(base_batch_size=...)'
             )
         config.auto_scale_lr.enable = True
-    done = set_start(config, args.resume)
+    done = set_start(config, resume)
     if done is not None and done >= config.train_cfg.get('max_epochs', float('inf')):
         print(f'{config.work_dir}: already trained for {done} epochs, nothing to do')
         return
@@ -96,3 +134,7 @@ def main(args: argparse.Namespace) -> None:
         if done is not None:
             runner.logger.info(f'Resuming from {config.load_from}, after epoch {done}')
         runner.train()
+    for loop in (runner.train_loop, runner.val_loop):
+        # Workers that are found in a later garbage collection are waited for, 5 s each.
+        if (loader := getattr(loop, 'dataloader', None)) is not None:
+            loader._iterator = None
