@@ -58,22 +58,16 @@ known_rows = {
         losses={f'loss_as_{kind}.detach_target': False for kind in ('features', 'logits')},
     ),
     'TAS-RSD, split after stage 2': dict(method='tas-rsd', connectors={'assistant.split': 2}),
-    # to 0 at the end of 40 epochs
+    'TAS, T = 4': dict(method='tas', losses={f'{loss}.tau': 4 for loss in _logits}),
+    'TAS, bottleneck': dict(method='tas', connectors={'assistant.block': 'bottleneck'}),
+    'TAS, features fade out': dict(
+        method='tas', schedules={f'{loss}.decay': 'cosine' for loss in _features}
+    ),
     'TAS-RSD, features fade out': dict(
-        method='tas-rsd',
-        schedules={
-            f'{loss}.{key}': value
-            for loss in _features
-            for key, value in (('end', 40), ('decay', 'cosine'))
-        },
+        method='tas-rsd', schedules={f'{loss}.decay': 'cosine' for loss in _features}
     ),
     'TAS-RSD, all fades out': dict(
-        method='tas-rsd',
-        schedules={
-            f'{loss}.{key}': value
-            for loss in [*_features, *_logits]
-            for key, value in (('end', 40), ('decay', 'cosine'))
-        },
+        method='tas-rsd', schedules={f'{loss}.decay': 'cosine' for loss in [*_features, *_logits]}
     ),
     'TAS + HCD': dict(method='tas-hcd'),
     'TAS + HCD, target not detached': dict(

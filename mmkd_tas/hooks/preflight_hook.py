@@ -206,7 +206,7 @@ class PreflightHook(Hook):
             return
         distiller = getattr(model, 'distiller', None)
         for name, schedule in getattr(distiller, 'loss_schedules', {}).items():
-            if schedule.by_epoch:
+            if schedule.counts_epochs:
                 raise SetupError(
                     f'distiller.loss_schedules.{name} counts epochs, and a training in iterations '
                     '(train_cfg) has none: give the numbers in iterations, with by_epoch=False'

@@ -508,6 +508,10 @@ def test_trying_a_batch_leaves_no_trace(tmp_path):
             },
             None,
         ),
+        (
+            {'model.distiller': {**STAGES, 'loss_schedules': dict(loss_kd=dict(decay='cosine'))}},
+            None,
+        ),
     ],
 )
 def test_what_counts_epochs_in_a_training_in_iterations(tmp_path, options, saying):

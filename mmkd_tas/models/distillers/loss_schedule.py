@@ -15,7 +15,8 @@ class LossSchedule:
     Args:
         begin: From here on the factor is more than 0.
         warmup: It rises linearly for so long.
-        end: From here on it is 0.
+        end: From here on it is 0. By default there is no such moment, and where it decays,
+            that is the end of the training.
         decay: ``'linear'`` or ``'cosine'``: it falls from the end of the warm-up to `end`.
             By default it stays 1 up to `end`.
         by_epoch: Whether the three are epochs (also fractions of them), or iterations.
@@ -40,19 +41,22 @@ class LossSchedule:
             raise SetupError(
                 f"loss_schedules: decay={self.decay!r} is neither 'linear' nor 'cosine'"
             )
-        if self.decay and self.end == math.inf:
-            raise SetupError(f'loss_schedules: decay={self.decay!r} needs an end')
+
+    @property
+    def counts_epochs(self) -> bool:
+        """Whether it has numbers of epochs, and not only the training as a whole."""
+        return self.by_epoch and (self.begin, self.warmup, self.end) != (0, 0, math.inf)
 
     def factor(self) -> float:
         """Return the factor at the present moment of the running training."""
         info = MessageHub.get_current_instance().runtime_info
-        now = info.get('iter', 0)
-        if self.by_epoch:
-            now *= info.get('max_epochs', 1) / info.get('max_iters', 1)
-        return self.at(now)
+        now, last = info.get('iter', 0), info.get('max_iters', 1)
+        if self.by_epoch and (epochs := info.get('max_epochs')):
+            now, last = now * (epochs / last), epochs
+        return self.at(now, last)
 
-    def at(self, now: float) -> float:
-        """Return the factor at a moment, in the unit of the schedule."""
+    def at(self, now: float, last: float = math.inf) -> float:
+        """Return the factor at a moment of a training that ends at `last`, in its unit."""
         if now < self.begin or now >= self.end:
             return 0.0
         full = self.begin + self.warmup
@@ -60,5 +64,5 @@ class LossSchedule:
             return (now - self.begin) / self.warmup
         if self.decay is None:
             return 1.0
-        passed = (now - full) / (self.end - full)
+        passed = (now - full) / (min(self.end, last) - full)
         return 1 - passed if self.decay == 'linear' else (1 + math.cos(math.pi * passed)) / 2

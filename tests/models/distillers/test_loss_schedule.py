@@ -51,6 +51,19 @@ def test_a_term_follows_the_training(hub):
         torch.testing.assert_close(model(*data, mode='loss')['distill.loss_kd'], full * factor)
 
 
+@pytest.mark.parametrize('epochs', [10, None])  # None: of a training in iterations
+def test_a_decay_without_an_end_lasts_for_the_training(hub, epochs):
+    schedule = LossSchedule(decay='cosine')
+    assert schedule.factor() == 1  # without a runner
+    hub.update_info('max_iters', 100)
+    hub.update_info('max_epochs', epochs)
+    for iteration, factor in ((0, 1), (25, (1 + math.cos(math.pi / 4)) / 2), (50, 0.5)):
+        hub.update_info('iter', iteration)
+        assert schedule.factor() == pytest.approx(factor)
+    assert not schedule.counts_epochs
+    assert LossSchedule(warmup=1).counts_epochs
+
+
 def test_iterations_and_terms_of_one_loss(hub):
     schedule = dict(warmup=4, by_epoch=False)
     model = distillation('hcd', 'vit', 'resnet', {'loss_schedules': dict(loss_hcd=schedule)})
@@ -74,7 +87,6 @@ def test_iterations_and_terms_of_one_loss(hub):
         (dict(loss_x=dict()), 'loss_schedules.loss_x: distill_losses has no such loss'),
         (dict(loss_kd=dict(warmup=5, end=4)), 'do not follow one another'),
         (dict(loss_kd=dict(end=4, decay='exp')), "decay='exp' is neither"),
-        (dict(loss_kd=dict(decay='linear')), 'needs an end'),
     ],
 )
 def test_mistakes(schedules, sentence):
