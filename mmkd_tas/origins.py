@@ -89,6 +89,12 @@ def _from_timm(
 ) -> tuple[nn.Module, int]:
     if ':' not in name and not timm.is_model(name):  # hf-hub:... is looked up elsewhere
         raise SetupError(f"model: timm has no model '{name}'{close_models(name)}")
+    known = None if ':' in name else timm.get_pretrained_cfg(name)
+    if pretrained and ':' not in name and not (known and known.has_weights):
+        raise SetupError(
+            f"model: timm has no weights of '{name}'; take a model with weights "
+            '(timm.list_pretrained()), or leave pretrained out and give a checkpoint'
+        )
     if num_classes is not None:
         kwargs['num_classes'] = num_classes
     create = functools.partial(timm.create_model, name, pretrained, **kwargs)

@@ -9,7 +9,7 @@ import sys
 
 import mmengine
 import pytest
-from helpers import REPO, run_tool
+from helpers import REPO, run_tool, sampled
 from matplotlib import pyplot as plt
 
 BENCHMARKS = REPO / 'benchmarks'
@@ -23,7 +23,7 @@ def scripts():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(BENCHMARKS)
         yield
-        for name in ('accuracy', 'report'):
+        for name in ('accuracy', 'metafiles', 'report'):
             sys.modules.pop(name, None)
 
 
@@ -231,3 +231,20 @@ def test_a_protocol_from_its_trainings_to_its_record(tmp_path):
     assert mmengine.load(tmp_path / 'out/small.json') == record
     # digits have no validation split of their own
     assert 'no (broken)' in (tmp_path / 'out/small.md').read_text()
+
+
+ENTRIES = {
+    entry['Name']: entry
+    for file in mmengine.load(REPO / 'model-index.yml')['Import']
+    for entry in mmengine.load(REPO / file)['Models']
+}
+
+
+@pytest.mark.parametrize('name', sampled([*ENTRIES], lambda i, n: 'digits' in n or i == 9))
+def test_the_metafiles_say_what_models_cost_and_records_show(name):
+    import metafiles
+
+    entry = ENTRIES[name]
+    bare = {key: entry['Metadata'][key] for key in ('Teacher', 'Student', 'Training Data')}
+    assert metafiles.completed({**entry, 'Metadata': bare}) == entry
+    assert ('Results' in entry) == ('digits' in name)

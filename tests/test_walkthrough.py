@@ -9,6 +9,8 @@ import torch
 from helpers import REPO, call
 from matplotlib import pyplot as plt
 
+from mmkd_tas.commands import main
+
 PAGE = REPO / 'docs/your-own.md'
 # Enough to see that everything runs: fewer images and epochs.
 QUICK = {
@@ -24,7 +26,7 @@ QUICK = {
 
 def walk(folder, changes):
     """Write each file that the page shows, and run each command."""
-    page = PAGE.read_text().replace('/path/to/mmkd_tas', str(REPO))
+    page = PAGE.read_text()
     for language, block in re.findall(r'```(python|bash)\n(.*?)```', page, re.DOTALL):
         for old, new in changes.items():
             assert old in page
@@ -35,8 +37,14 @@ def walk(folder, changes):
             continue
         for command in block.splitlines():
             program, *arguments = shlex.split(command)
-            assert program == 'python'
-            call(*(name for part in arguments for name in sorted(glob.glob(part)) or [part]))
+            arguments = [n for part in arguments for n in sorted(glob.glob(part)) or [part]]
+            if program == 'mmkd-tas':
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr('sys.argv', [program, *arguments])
+                    main()
+            else:
+                assert program == 'python'
+                call(*arguments)
             plt.close('all')
 
 
@@ -47,7 +55,7 @@ def there(tmp_path, monkeypatch):
 
 
 def figures(text):
-    """Return the rows of the table of compare_runs.py by their label."""
+    """Return the rows of the table of `mmkd-tas compare` by their label."""
     rows = [line.split('│')[1:-1] for line in text.splitlines() if line.startswith('│')]
     return {label.strip(): [cell.strip() for cell in cells] for label, *cells in rows}
 

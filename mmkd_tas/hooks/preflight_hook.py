@@ -176,7 +176,7 @@ class PreflightHook(Hook):
         if self.reached:
             runner.logger.info(
                 f'On the validation data {self.reached}. Whether the distillation helped shows in '
-                'the comparison with the student trained alone (tools/compare_runs.py); what to '
+                'the comparison with the student trained alone (mmkd-tas compare); what to '
                 f'try if it did not: {NO_GAIN}'
             )
         self.training, self.reached = False, ''

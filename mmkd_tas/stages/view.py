@@ -99,7 +99,7 @@ class ModelView:
                 f'the stages of {self._name} are not found: {error}; take a method on logits or '
                 'pooled features (kd, dist, rsd), or name the stages: '
                 f'stages={[*last_of_each.values()][-4:]} (in model: student_stages or '
-                'teacher_stages; tools/print_stages.py --all lists what can be named)'
+                'teacher_stages; `mmkd-tas stages --all` lists what can be named)'
             ) from error
 
     def source(self, name: str) -> Stage | None:

@@ -336,6 +336,7 @@ def test_options_of_the_libraries():
         ('torchvision:resnet18', dict(weights='V9'), 'cannot be built so'),
         ('torchvision:resnet18', dict(with_cp=True), 'no gradient checkpointing'),
         (OwnNet(), dict(width=3), 'put it into the dict'),
+        ('timm:vit_giant_patch14_224', dict(pretrained=True), 'no weights of .*list_pretrained'),
     ],
 )
 def test_mistakes(model, keys, said):
