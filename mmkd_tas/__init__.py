@@ -1,8 +1,8 @@
 """Cross-architecture knowledge distillation for MMRazor and MMPretrain.
 
-Importing this package patches the released OpenMMLab packages in place, so that
-they work on a current PyTorch; :func:`mmkd_tas.compat.applied` lists what was
-patched. Everything else registers itself when a config names it
+Importing this package patches the released OpenMMLab packages as far as they could not be
+imported on a current PyTorch otherwise; the rest of :mod:`mmkd_tas.compat` waits for a run.
+Everything else registers itself when a config names it
 (``type='mmkd_tas.CrossArchDistill'``); :func:`distil` is for training loops of
 one's own, :class:`Classifier` for models of other libraries.
 """
@@ -16,7 +16,7 @@ packages.check()
 
 from . import compat  # noqa: E402  (which needs them)
 
-compat.apply()
+compat.apply(['imports'])
 
 __all__ = ['Classifier', '__version__', 'distil']
 

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .compat import apply
 from .errors import SetupError
 from .layouts import adapted, layout_of
 
@@ -45,6 +46,7 @@ def read_checkpoint(path: str | Path) -> dict:
         SetupError: If there is no such file, it is not whole, it contains
             anything but weights and plain data, or it cannot be downloaded.
     """
+    apply()
     if '://' not in str(path) and not Path(path).expanduser().is_file():
         raise SetupError(f"there is no checkpoint file at '{path}'")
     try:

@@ -37,7 +37,7 @@ from mmengine.registry import Registry, build_from_cfg
 from mmengine.runner import BaseLoop
 from mmengine.visualization import BaseVisBackend, Visualizer
 
-from . import configs
+from . import compat, configs
 from .compat import SAFETY_HOOKS, add_hooks
 from .errors import SetupError, suggest
 
@@ -269,6 +269,7 @@ def run(main: Callable[[], None]) -> None:
     The traceback of whatever ends a run is in its log file. Of what is no mistake that
     :func:`explain` knows it is shown, too.
     """
+    compat.apply()
     try:
         main()
     except Exception as error:

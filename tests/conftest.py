@@ -4,7 +4,9 @@ from helpers import TINY
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
 
-import mmkd_tas  # noqa: F401  (the patches)
+from mmkd_tas import compat
+
+compat.apply()
 
 
 def pytest_addoption(parser):

@@ -8,6 +8,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,19 @@ def run_tool(*args, cwd, ok=True, env=None):
     if ok:
         assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
     return process
+
+
+def in_new_process(code, *args):
+    """Run Python code in a process of its own; return what it prints."""
+    process = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', textwrap.dedent(code), *map(str, args)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    return process.stdout.strip()
 
 
 def train(*args, cwd, **kwargs):

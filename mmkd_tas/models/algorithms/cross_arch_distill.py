@@ -16,7 +16,7 @@ from mmrazor.models.utils import add_prefix
 from torch import Tensor, nn
 
 from ...checkpoint import load_weights
-from ...compat import SAFETY_HOOKS, sent
+from ...compat import SAFETY_HOOKS, apply, sent
 from ...configs import set_num_classes
 from ...errors import SetupError
 from ...outputs import built_for
@@ -124,6 +124,7 @@ class CrossArchDistill(SingleTeacherDistill):
         data_preprocessor: dict | nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
+        apply()
         if kwargs.pop('teacher_trainable', False):
             raise SetupError(
                 'model.teacher_trainable: CrossArchDistill keeps its teacher frozen; leave the '
