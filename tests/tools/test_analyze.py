@@ -9,7 +9,8 @@ import torch
 from helpers import REPO, TINY, ends_with, train
 from matplotlib import pyplot as plt
 
-from mmkd_tas.analysis import MinibatchCKA
+from mmkd_tas.analysis import Measured, MinibatchCKA, pictures, report
+from mmkd_tas.analysis.measured import ORDER
 from mmkd_tas.commands import analyze as tool
 from mmkd_tas.configs import load_config
 from mmkd_tas.runs import Run
@@ -116,8 +117,8 @@ def test_what_is_wrong_is_said(right, before, said):
     names = ('teacher', 'student before', 'student after')
     labels = torch.zeros(10, dtype=torch.long)
     predictions = {n: (torch.arange(10) >= k).long() for n, k in zip(names, right, strict=True)}
-    measured = tool.Measured(labels, predictions, [], MinibatchCKA(), ['a', 'b'])
-    found = tool.verdict(measured, before)
+    measured = Measured(labels, predictions, [], MinibatchCKA(), ['a', 'b'])
+    found = report.verdict(measured, before)
     assert found == '' if not said else said in found
     assert found.endswith('docs/no-gain.md') == bool(said)
 
@@ -136,16 +137,16 @@ def test_many_classes_and_names_in_need_of_quotes():
     predictions = {name: labels.clone() for name in ('teacher', 'student before', 'student after')}
     predictions['student after'][:40:2] = 1
     names = [f'<{i}>' for i in range(40)] + ['absent']
-    measured = tool.Measured(labels, predictions, [], MinibatchCKA(), names)
-    points = tool.draw_agreement(measured).axes[0].collections[0]
+    measured = Measured(labels, predictions, [], MinibatchCKA(), names)
+    points = pictures.draw_agreement(measured).axes[0].collections[0]
     plt.close()
     expected = torch.tensor([80.0, 100.0]).repeat(20)
     assert points.get_array()[:40].tolist() == pytest.approx(expected.tolist())
     assert points.get_offsets()[:40, 1].tolist() == pytest.approx(expected.tolist())
     assert points.get_offsets()[:40, 0].tolist() == [100] * 40
-    order = tool.in_order(measured.by_class('student after', 'teacher'))
+    order = pictures.in_order(measured.by_class('student after', 'teacher'))
     assert order == [*range(1, 40, 2), *range(0, 40, 2)]  # without the class without images
-    assert '<td>&lt;0&gt;</td><td>80.0</td>' in tool.table(['a', 'b'], [(names[0], 80)])
+    assert '<td>&lt;0&gt;</td><td>80.0</td>' in report.table(['a', 'b'], [(names[0], 80)])
 
 
 def test_few_classes_as_bars():
@@ -155,8 +156,8 @@ def test_few_classes_as_bars():
         'student before': labels,
         'student after': torch.tensor([0, 1, 1, 1, 1, 0]),
     }
-    measured = tool.Measured(labels, predictions, [], MinibatchCKA(), ['a', 'b'])
-    axes = tool.draw_agreement(measured).axes[0]
+    measured = Measured(labels, predictions, [], MinibatchCKA(), ['a', 'b'])
+    axes = pictures.draw_agreement(measured).axes[0]
     plt.close()
     assert [text.get_text() for text in axes.get_xticklabels()] == ['b', 'a']
     assert [bar.get_height() for bar in axes.patches] == [100, 50]
@@ -170,10 +171,10 @@ def test_few_classes_as_bars():
 
 def test_cka_is_drawn_from_0_to_1():
     cka = MinibatchCKA()
-    names = [(m, s) for m in tool.ORDER for s in ('stage4', 'logits')]
+    names = [(m, s) for m in ORDER for s in ('stage4', 'logits')]
     cka.update([torch.randn(20, 5) for _ in names])
-    predictions = dict.fromkeys(tool.ORDER, torch.zeros(20))
-    figure = tool.draw_cka(tool.Measured(torch.zeros(20), predictions, names, cka, ['0']))
+    predictions = dict.fromkeys(ORDER, torch.zeros(20))
+    figure = pictures.draw_cka(Measured(torch.zeros(20), predictions, names, cka, ['0']))
     plt.close()
     full = cka.compute()
     found = {}

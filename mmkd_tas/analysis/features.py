@@ -1,4 +1,4 @@
-"""What a distillation did to a student: how alike features are, and predictions."""
+"""The features of teacher, assistant and student, and how alike they are."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,8 @@ from mmengine.model import BaseModel
 from mmrazor.models.task_modules import RecorderManager
 from torch import Tensor
 
-from .models import CrossArchDistill, HybridAssistant
-from .stages import StageOutputsRecorder, view_of
+from ..models import CrossArchDistill, HybridAssistant
+from ..stages import StageOutputsRecorder, view_of
 
 _GRID = 8
 
