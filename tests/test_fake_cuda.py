@@ -115,7 +115,7 @@ def test_replay_of_a_cache(method, tmp_path):
     with fake_cuda():
         # what a worker of the loader has read
         known.update({name: empty_on('cpu')(known[name]) for name in ('logits', 'pooled')})
-        model.teacher_answers = known
+        model.teacher_cache.answers = known
         model.teacher.forward = None  # it does not run
         found = total(losses_on_cuda(on_cuda(model), (images, samples)))
     assert found.shape == expected.shape

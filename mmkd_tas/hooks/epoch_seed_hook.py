@@ -1,6 +1,5 @@
 """Randomness that depends on the seed and the epoch alone."""
 
-import json
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -12,15 +11,8 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from mmpretrain.datasets import RepeatAugSampler
-from mmpretrain.engine.hooks import SwitchRecipeHook
 from torch.utils.data import get_worker_info
 
-from ..errors import SetupError
-from ..models.algorithms.teacher_cache import (
-    CollateWithAnswers,
-    data_fingerprint,
-    description,
-)
 from ..models.losses.crd_loss import remember_images
 from ..models.utils import unwrapped
 from ..registry import HOOKS
@@ -42,14 +34,18 @@ class SeededSamples:
         dataset: Whose samples are prepared.
         seed: Seed of the run.
         salt: Tells several data sets of a run apart.
-        slots: Whether the samples are told their slot of the teacher's cache.
+        cycle: Number of epochs after which the augmentations repeat; by default they do not.
+            Each sample then has the number of its augmentation, among those of all images, in
+            its ``cache_slot``.
     """
 
-    def __init__(self, dataset: BaseDataset, seed: int, salt: int, slots: bool = False) -> None:
+    def __init__(
+        self, dataset: BaseDataset, seed: int, salt: int, cycle: int | None = None
+    ) -> None:
         self.dataset = dataset
         self.seed = seed
         self.salt = salt
-        self.slots = slots
+        self.cycle = cycle
         # In shared memory: workers that outlive an epoch see it change.
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -57,7 +53,8 @@ class SeededSamples:
         """Prepare the sample of an index; see :class:`NumberedRepeats`."""
         images = len(self.dataset)
         repeat, idx = divmod(int(idx), images)
-        key = self.seed, int(self.epoch), self.salt, idx
+        epoch = int(self.epoch) % (self.cycle or int(self.epoch) + 1)
+        key = self.seed, epoch, self.salt, idx
         seed = _derive(*key, repeat) if repeat > 0 else _derive(*key)
         in_worker = get_worker_info() is not None
         if not in_worker:
@@ -67,8 +64,8 @@ class SeededSamples:
         torch.default_generator.manual_seed(seed)
         try:
             packed = type(self.dataset).prepare_data(self.dataset, idx)
-            if self.slots and packed is not None:
-                slot = int(self.epoch) * images + idx
+            if self.cycle and packed is not None:
+                slot = epoch * images + idx
                 packed['data_samples'].set_field(slot, 'cache_slot', field_type='metainfo')
             return packed
         finally:
@@ -117,21 +114,19 @@ class EpochSeedHook(Hook):
     works with epoch-based loops and with mmpretrain's data sets, alone or
     concatenated; for others it says so in the log.
 
-    Where the model has a :class:`TeacherCache`, it opens it, and the augmentations repeat
-    as often as the cache says, alike in all runs. A :class:`CRDLoss` is told how many images
-    there are.
+    Where the model has a :class:`TeacherCache`, the augmentations repeat as often as that
+    says, alike in all runs. A :class:`CRDLoss` is told how many images there are.
 
     Raises:
-        SetupError: Before training, if the model has a teacher cache and the loop or
-            the data set is none of those, or mmpretrain's ``SwitchRecipeHook`` changes the
-            images; or if it has a CRDLoss, and not one data set of mmpretrain.
+        SetupError: Before training, if the model has a teacher cache that cannot work here, see
+            :meth:`TeacherCache.attach`, or a CRDLoss and not one data set of mmpretrain.
     """
 
     priority = 'VERY_HIGH'
 
     def __init__(self) -> None:
         self.samples: list[SeededSamples] = []
-        self.cycle: int | None = None
+        self.cache: Any = None
 
     def before_run(self, runner: Runner) -> None:
         """Tell losses that remember images how many there are, before weights are loaded."""
@@ -156,8 +151,11 @@ class EpochSeedHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Take over how the data sets prepare their samples."""
         loader = runner.train_dataloader
-        if getattr(unwrapped(runner.model), 'teacher_cache', None) is not None:
-            self._open_cache(runner)
+        self.cache = getattr(unwrapped(runner.model), 'teacher_cache', None)
+        if self.cache is not None:
+            self.cache.attach(runner)
+            # with one seed for all runs, which share what is stored
+            self._take_over(SeededSamples(loader.dataset, 0, 0, self.cache.cycle))
             return
         if not isinstance(runner.train_loop, EpochBasedTrainLoop):
             runner.logger.warning('EpochSeedHook: resuming is exact in epoch-based loops only')
@@ -179,58 +177,19 @@ class EpochSeedHook(Hook):
         samples.dataset.prepare_data = samples
         self.samples.append(samples)
 
-    def _open_cache(self, runner: Runner) -> None:
-        dataset = runner.train_dataloader.dataset
-        if not (
-            isinstance(runner.train_loop, EpochBasedTrainLoop) and isinstance(dataset, BaseDataset)
-        ):
-            raise SetupError(
-                'model.teacher_cache needs an epoch-based train_cfg and one data set of '
-                f'mmpretrain, and train_dataloader.dataset is a {type(dataset).__name__}: change '
-                'them, or leave the cache out'
-            )
-        for hook in runner.hooks:
-            recipes = hook.schedule.values() if isinstance(hook, SwitchRecipeHook) else ()
-            if any(recipe.keys() & {'train_pipeline', 'batch_augments'} for recipe in recipes):
-                raise SetupError(
-                    'model.teacher_cache keeps what the teacher says about images of one pipeline, '
-                    'and SwitchRecipeHook (custom_hooks) changes them during the training: leave '
-                    'one of the two out'
-                )
-        model = unwrapped(runner.model)
-        device = next(model.parameters()).device
-        with runner.optim_wrapper.optim_context(runner.model):
-            precision = model.effective_precision(device)
-        pipeline = runner.cfg.train_dataloader.dataset.get('pipeline')
-        model.teacher_cache.open(
-            len(dataset),
-            {
-                'data set': data_fingerprint(dataset),
-                'pipeline': json.dumps(pipeline, sort_keys=True, default=str),
-                'data preprocessor': json.dumps(description(model.data_preprocessor)),
-                'input of the teacher': model.teacher_inputs.description,
-                'precision of the teacher': str(precision),
-            },
-            runner.max_epochs,
-        )
-        self.cycle = model.teacher_cache.cycle
-        self._take_over(SeededSamples(dataset, 0, 0, slots=True))
-        loader = runner.train_dataloader
-        loader.collate_fn = CollateWithAnswers(loader.collate_fn, model.teacher_cache.store)
-
     def before_train_epoch(self, runner: Runner) -> None:
         """Seed this process, and tell the data sets the epoch."""
         self._seed(runner)
         for samples in self.samples:
-            samples.epoch.fill_(runner.epoch % (self.cycle or runner.epoch + 1))
+            samples.epoch.fill_(runner.epoch)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Seed this process once more, now that the data loader has started."""
         # Only a loader that starts new workers draws a number for their seeds.
         if batch_idx == 0:
             self._seed(runner)
-        if self.cycle is not None:
-            unwrapped(runner.model).teacher_answers = data_batch.pop('teacher_answers', None)
+        if self.cache is not None:
+            self.cache.expect(data_batch)
 
     def _seed(self, runner: Runner) -> None:
         seed = _derive(runner.seed, runner.epoch, get_rank())

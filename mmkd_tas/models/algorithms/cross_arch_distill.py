@@ -191,7 +191,6 @@ class CrossArchDistill(SingleTeacherDistill):
         )
         self._prepare_precision(teacher_precision)
         self.teacher_cache = None
-        self.teacher_answers: dict | None = None  # of the batch to come, where they are known
         if teacher_cache is not None:
             self.teacher_cache = TeacherCache(**teacher_cache)
             self._check_cache()
@@ -394,7 +393,6 @@ class CrossArchDistill(SingleTeacherDistill):
             lambda missing: self._run_teacher(
                 batch_inputs[missing], [data_samples[i] for i in missing]
             ),
-            self.teacher_answers,
         )
         for recorder in self.distiller.teacher_recorders.recorders.values():
             recorder._data_buffer = [sent(known[recorder.source], batch_inputs.device)]

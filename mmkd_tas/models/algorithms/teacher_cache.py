@@ -1,4 +1,19 @@
-"""What a teacher says about each image, kept on disk."""
+"""What a teacher says about each image, kept on disk.
+
+From the beginning of a training to its end:
+
+1. :class:`CrossArchDistill` makes a :class:`TeacherCache` of its ``teacher_cache``, which watches
+   the teacher's logits and pooled feature, and refuses methods that want more of the teacher.
+2. Before the training :class:`EpochSeedHook` attaches it. It opens its files, or creates them. They
+   are bound to all that the numbers depend on: weights, images, pipeline, normalisation,
+   precision. A cache that was made from anything else is refused.
+3. The hook seeds every augmentation by epoch and image, alike in all runs, and writes into each
+   sample which of them it is: ``cache_slot``, the row of the files.
+4. A worker of the data loader reads the rows of its batch, :class:`CollateWithAnswers`, and the
+   hook hands them on, :meth:`TeacherCache.expect`.
+5. In the step the model asks for the rows of its images. Those that are missing, or that a crash
+   has left half written, are computed by the teacher and stored; then both are the same.
+"""
 
 import contextlib
 import hashlib
@@ -14,12 +29,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dataset import BaseDataset
 from mmengine.dist import barrier, is_main_process
+from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmpretrain.engine.hooks import SwitchRecipeHook
 from torch import Tensor, nn
 
 from ...checkpoint import fingerprint
 from ...errors import SetupError
 from ...stages import StageOutputsRecorder, view_of
+from ..utils import unwrapped
 
 
 class AnswerStore:
@@ -111,6 +130,7 @@ class TeacherCache:
         self.top_k = top_k
         self.max_gb = max_gb
         self.store: AnswerStore | None = None
+        self.answers: dict | None = None  # to the batch to come, where they are known
 
     def prepare(self, teacher: nn.Module) -> None:
         """Watch a teacher's logits and pooled features."""
@@ -130,6 +150,49 @@ class TeacherCache:
         if self.top_k:
             kept += [('classes', '<i4', (self.top_k,)), ('rest', '<f2')]
         self._dtype = np.dtype(kept)
+
+    def attach(self, runner: Runner) -> None:
+        """Open the cache for a training, and let its data loader read it.
+
+        Raises:
+            SetupError: If the training is not in epochs, the data are not one data set of
+                mmpretrain, its ``SwitchRecipeHook`` changes the images, or :meth:`open` fails.
+        """
+        loader = runner.train_dataloader
+        dataset = loader.dataset
+        if not (
+            isinstance(runner.train_loop, EpochBasedTrainLoop) and isinstance(dataset, BaseDataset)
+        ):
+            raise SetupError(
+                'model.teacher_cache needs an epoch-based train_cfg and one data set of '
+                f'mmpretrain, and train_dataloader.dataset is a {type(dataset).__name__}: change '
+                'them, or leave the cache out'
+            )
+        for hook in runner.hooks:
+            recipes = hook.schedule.values() if isinstance(hook, SwitchRecipeHook) else ()
+            if any(recipe.keys() & {'train_pipeline', 'batch_augments'} for recipe in recipes):
+                raise SetupError(
+                    'model.teacher_cache keeps what the teacher says about images of one pipeline, '
+                    'and SwitchRecipeHook (custom_hooks) changes them during the training: leave '
+                    'one of the two out'
+                )
+        model = unwrapped(runner.model)
+        with runner.optim_wrapper.optim_context(runner.model):
+            precision = model.effective_precision(next(model.parameters()).device)
+        pipeline = runner.cfg.train_dataloader.dataset.get('pipeline')
+        made_from = {
+            'data set': data_fingerprint(dataset),
+            'pipeline': json.dumps(pipeline, sort_keys=True, default=str),
+            'data preprocessor': json.dumps(description(model.data_preprocessor)),
+            'input of the teacher': model.teacher_inputs.description,
+            'precision of the teacher': str(precision),
+        }
+        self.open(len(dataset), made_from, runner.max_epochs)
+        loader.collate_fn = CollateWithAnswers(loader.collate_fn, self.store)
+
+    def expect(self, batch: dict) -> None:
+        """Take out of a batch what a worker has read for it."""
+        self.answers = batch.pop('teacher_answers', None)
 
     def open(self, images: int, made_from: dict[str, str], epochs: int = 1) -> None:
         """Open the files, or create them.
@@ -206,16 +269,14 @@ class TeacherCache:
             )
         return True
 
-    def __call__(
-        self, slots: list[int], forward: Callable[[Tensor], None], found: dict | None = None
-    ) -> dict[str, Tensor]:
+    def __call__(self, slots: list[int], forward: Callable[[Tensor], None]) -> dict[str, Tensor]:
         """Return logits ``(N, C)`` and pooled features ``(N, D)``, float32.
 
         Args:
             slots: Of the N images.
             forward: Runs the teacher on those images of the batch whose indices it gets.
-            found: What :attr:`store` has said of these slots before, in a worker of the loader.
         """
+        found = self.answers
         if found is None or found['slots'] != slots:
             found = self.store.read(slots)
         known, missing = {name: found[name] for name in ('logits', 'pooled')}, found['missing']
