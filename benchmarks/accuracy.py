@@ -165,7 +165,7 @@ def lengths(protocol: Config, direction: str, row: str, seed: int) -> list[int |
     curves = protocol.curves
     if row in curves.rows and direction in curves.directions and seed == 0:
         found += curves.epochs
-    return found
+    return list(dict.fromkeys(found))
 
 
 def cells(protocol: Config, args: argparse.Namespace) -> list[Cell]:

@@ -276,12 +276,14 @@ def plot_curves(record: dict, file: Path) -> None:
     figure, axes = plt.subplots(
         1, len(found), figsize=(5 * len(found), 3.8), squeeze=False, layout='constrained'
     )
+    names = dict.fromkeys(row for rows in found.values() for row in rows if row != ALONE)
+    colours = {row: f'C{number}' for number, row in enumerate(names)}
     for ax, (direction, rows) in zip(axes[0], found.items(), strict=True):
         ax.axhline(
             teacher_of(record, direction)['top1'], color='0.3', linestyle='--', label='teacher'
         )
         for row, values in rows.items():
-            style = dict(color='0.5', linestyle=':') if row == ALONE else {}
+            style = dict(color=colours[row]) if row != ALONE else dict(color='0.5', linestyle=':')
             ax.plot(list(values), list(values.values()), marker='o', label=row, **style)
         ax.set(title=direction, xlabel='epochs of the training', ylabel='top-1 (%)', xscale='log')
         ax.set_xticks(sorted({epochs for values in rows.values() for epochs in values}))

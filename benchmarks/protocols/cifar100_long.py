@@ -68,7 +68,7 @@ curves = dict(
 # 3,000 images for the students, 9,000 as above for their teachers; one seed
 quick = dict(
     epochs=80,
-    curves=dict(epochs=[10, 20, 40]),
+    curves=dict(epochs=[10, 20, 40, 160]),
     pairs=dict(
         _delete_=True,
         **{
@@ -80,5 +80,14 @@ quick = dict(
     teacher=dict(options={'train_cfg.max_epochs': 40}),
     distilled_teachers={'vit-w128': dict(options={'train_cfg.max_epochs': 20})},
     student=dict(options={'train_dataloader.dataset.num_train': 15000}),
-    rows=['student alone', 'KD, T = 1', 'KD, T = 4', 'OFA', 'RSD', 'TAS', 'TAS-RSD'],
+    rows=[
+        'student alone',
+        'KD, T = 1',
+        'KD, T = 4',
+        'OFA',
+        'RSD',
+        'TAS',
+        'TAS, features fade out',
+        'TAS-RSD',
+    ],
 )

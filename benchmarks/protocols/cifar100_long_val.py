@@ -1,5 +1,5 @@
-# One change at a time to TAS-RSD, on the validation images of the trainings of cifar100_long.py;
-# run `--quick`, with its teachers and the rows that both have
+# One change at a time to TAS and TAS-RSD, on the validation images of the trainings of
+# cifar100_long.py; run `--quick`, with its teachers and the rows that both have
 _base_ = './cifar100_long.py'
 test = False
 rules = False
@@ -9,7 +9,12 @@ epochs = 40
 rows = [
     'student alone',
     'KD, T = 4',
+    'KD, T = 1',
     'TAS',
+    'TAS, T = 4',
+    'TAS, without InfoNCE',
+    'TAS, features fade out',
+    'TAS, bottleneck',
     'TAS-RSD',
     'TAS-RSD, half the weights',
     'TAS-RSD, T = 4',
