@@ -19,7 +19,7 @@ from mmengine.config import Config
 from .. import cli
 from ..checkpoint import hand_over, newest_checkpoint, read_checkpoint
 from ..errors import SetupError
-from ..folder import OneLine
+from .one_line import OneLine
 
 _OWN = ('hold_out', 'teacher_ckpt', 'teacher_epochs', 'epochs', 'batch_size', 'input_size')
 _OWN += ('baseline',)
