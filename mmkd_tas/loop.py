@@ -58,8 +58,8 @@ def distil(
     distiller = method_config(method) if isinstance(method, str) else method
     if not isinstance(distiller, Mapping) or 'type' not in distiller:
         raise SetupError(
-            f"method: {_shown(method)} is neither the name of a method, as 'tas', nor the config "
-            "of a distiller, dict(type='mmkd_tas.StageDistiller', ...)"
+            f"method: {_shown(method)} is neither the name of a method, such as 'tas', nor the "
+            "config of a distiller, dict(type='mmkd_tas.StageDistiller', ...)"
         )
     if distiller.get('loss_schedules'):
         raise SetupError(
@@ -165,7 +165,7 @@ def _as_classifier(
         model = MODELS.build(dict(model))
     if not isinstance(model, nn.Module):
         raise SetupError(
-            f'{role}: {_shown(model)} is no module; give one that returns logits (N, C)'
+            f'{role}: {_shown(model)} is not a module; give one that returns logits (N, C)'
         )
     if criterion is None:
         return model if isinstance(model, BaseModel) else _Wrapped(model)

@@ -164,7 +164,7 @@ def _from_hugging_face(
         reason = ' '.join(str(error).split()).partition('. ')[0]
         raise SetupError(
             f"model: 'hf:{name}' is neither a folder that holds a config.json nor a model that the "
-            f'hub has given, or it is no image classifier ({reason})'
+            f'hub has given, or it is not an image classifier ({reason})'
         ) from error
     return model.float(), 0 if num_classes == 0 else config.num_labels
 

@@ -261,7 +261,7 @@ class NoLogits(nn.Module):
         (dict(method='attention'), "no 'attention'; there are cc, crd, .*tas"),
         (dict(method=dict(tau=4)), 'method: dict is neither the name'),
         (dict(method=None), 'method: None is neither the name'),
-        (dict(student='timm:resnet18'), "student: 'timm:resnet18' is no module"),
+        (dict(student='timm:resnet18'), "student: 'timm:resnet18' is not a module"),
         (dict(criterion='ce'), "criterion: 'ce' cannot be called"),
         (dict(teacher=timm.create_model('test_vit', img_size=32, num_classes=7)), '10 .* 7;'),
         (

@@ -126,8 +126,8 @@ HEADS = {'model.architecture.num_classes': 10, 'model.teacher.num_classes': 10}
 @pytest.mark.parametrize(
     ('method', 'changes', 'said'),
     [
-        ('kd', {}, 'has no head, and so no logits: take a method on features'),
-        ('tas', {}, 'has no head, and so no logits: take a method on features'),
+        ('kd', {}, 'has no head, and so no logits: use a method on features'),
+        ('tas', {}, 'has no head, and so no logits: use a method on features'),
         ('dkd', HEADS, 'images without labels, .* by distiller.distill_losses.loss_dkd: give'),
         (
             'rsd',

@@ -108,9 +108,9 @@ class CIFAR100Split(BaseDataset):
                 entry = _ArraysOnly(file, encoding='latin1').load()
             images, labels = np.asarray(entry['data']), list(entry['fine_labels'])
         except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
-            raise SetupError(f"'{path}' is no file of CIFAR-100 ({error})") from error
+            raise SetupError(f"'{path}' is not a file of CIFAR-100 ({error})") from error
         if images.dtype != np.uint8 or images.shape != (len(labels), 3072):
-            raise SetupError(f"'{path}' is no file of CIFAR-100: its images are {images.shape}")
+            raise SetupError(f"'{path}' is not a file of CIFAR-100: its images are {images.shape}")
         return images, labels
 
     def extra_repr(self) -> list[str]:

@@ -181,7 +181,7 @@ def trace(model: nn.Module, input_size: tuple[int, int], named: Collection[str] 
     """
     name = type(model).__name__
     if next(model.parameters(), None) is None:
-        raise SetupError(f'{name} has no parameters: it is no classifier')
+        raise SetupError(f'{name} has no parameters, so it is not a classifier')
     first = [m.in_channels for m in model.modules() if isinstance(m, _ConvNd)][:1]
     problems: dict[int, Exception] = {}
     for channels in dict.fromkeys((3, *first, 1)):

@@ -96,8 +96,8 @@ class ModelView:
         except SetupError as error:
             last_of_each = {shape: path for path, shape in self.features()}
             raise SetupError(
-                f'the stages of {self._name} are not found: {error}; take a method on logits or '
-                'pooled features (kd, dist, rsd), or name the stages: '
+                f'the stages of {self._name} could not be found: {error}; use a method on logits '
+                'or pooled features (kd, dist, rsd), or name the stages: '
                 f'stages={[*last_of_each.values()][-4:]} (in model: student_stages or '
                 'teacher_stages; `mmkd-tas stages --all` lists what can be named)'
             ) from error
@@ -131,7 +131,7 @@ class ModelView:
         """
         if self.trace.headless:
             raise SetupError(
-                f'{self._name} has no head, and so no logits: take a method on features (rsd, '
+                f'{self._name} has no head, and so no logits: use a method on features (rsd, '
                 'fitnet), or give it a head (num_classes=...)'
             )
         return self.trace.logits_call.path

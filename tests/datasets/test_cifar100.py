@@ -129,12 +129,12 @@ GOOD = np.zeros((2, 3072), np.uint8)
 @pytest.mark.parametrize(
     ('content', 'saying'),
     [
-        ({'data': GOOD, 'labels': [0, 1]}, 'no file of CIFAR-100 .*fine_labels'),  # CIFAR-10
+        ({'data': GOOD, 'labels': [0, 1]}, 'not a file of CIFAR-100 .*fine_labels'),  # CIFAR-10
         ({'data': GOOD, 'fine_labels': [0]}, r'its images are \(2, 3072\)'),
         ({'data': GOOD[:, :5], 'fine_labels': [0, 1]}, r'its images are \(2, 5\)'),
         ({'data': GOOD.astype(float), 'fine_labels': [0, 1]}, 'its images are'),
-        ([GOOD], 'no file of CIFAR-100'),
-        ({'data': GOOD, 'fine_labels': 3}, 'no file of CIFAR-100'),
+        ([GOOD], 'not a file of CIFAR-100'),
+        ({'data': GOOD, 'fine_labels': 3}, 'not a file of CIFAR-100'),
     ],
 )
 def test_files_of_something_else(tmp_path, content, saying):
@@ -149,7 +149,7 @@ def test_broken_files(tmp_path, size):
     file = tmp_path / 'cifar-100-python/train'
     for content in (file.read_bytes()[:size], b'\x89PNG not a pickle', b'\x80\x02K'):
         file.write_bytes(content)
-        with pytest.raises(SetupError, match="train' is no file of CIFAR-100"):
+        with pytest.raises(SetupError, match="train' is not a file of CIFAR-100"):
             dataset(tmp_path)
 
 
@@ -182,6 +182,6 @@ def test_a_file_cannot_run_code(tmp_path, kind, evil):
         with pytest.raises(RuntimeError, match='Cannot find CIFAR100 dataset'):
             DATASETS.build(dict(**cfg, download=False))
     else:
-        with pytest.raises(SetupError, match='no file of CIFAR-100 .it wants to call'):
+        with pytest.raises(SetupError, match='not a file of CIFAR-100 .it wants to call'):
             DATASETS.build(cfg)
     assert not mark.exists()

@@ -109,7 +109,7 @@ def look_at(library: str, name: str) -> None:
     model, size = build(library, name)
     view = describe(model, size)
     if family_of(library, name) in WITHOUT[library]:
-        with pytest.raises(SetupError, match='are not found: .*name the stages'):
+        with pytest.raises(SetupError, match='could not be found: .*name the stages'):
             _ = view.stages
         if not view.trace.headless:  # methods on logits and pooled features work all the same
             assert view.classifiers

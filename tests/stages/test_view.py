@@ -65,7 +65,7 @@ def test_where_there_are_no_such_points_the_error_says_what_to_do():
     with pytest.raises(SetupError) as error:
         _ = view.stages
     message = str(error.value)
-    assert 'the stages of Streams are not found: no module returns all' in message
+    assert 'the stages of Streams could not be found: no module returns all' in message
     assert (view.num_classes, view.width, view.classifiers) == (5, 8, ('fc',))
     # naming stages works, as far as no tail is asked for
     stages = eval(message[message.index('stages=[') + len('stages=') : message.index('] (') + 1])

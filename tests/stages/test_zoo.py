@@ -200,7 +200,7 @@ def by_windows(maps):
 def test_grid_and_prefix_of_tokens(order, before, after, size, found):
     view = describe(Rows(order, before, after), size)
     if found is None:
-        with pytest.raises(SetupError, match='are not found'):
+        with pytest.raises(SetupError, match='could not be found'):
             _ = view.stages
     else:
         assert {(s.layout, s.prefix, s.grid) for s in view.stages} == {('NLC', *found)}

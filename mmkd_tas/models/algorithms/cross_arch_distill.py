@@ -215,7 +215,7 @@ class CrossArchDistill(SingleTeacherDistill):
                 (one, arg), (other, arg2) = [*counts.items()][:2]
                 raise SetupError(
                     f'distiller.loss_forward_mappings.{loss}: {arg} has {one} classes and {arg2} '
-                    f'{other}; give the heads of student and teacher the same num_classes, or take '
+                    f'{other}; give the heads of student and teacher the same num_classes, or use '
                     'a method that needs no logits of the teacher (rsd, fitnet)'
                 )
 

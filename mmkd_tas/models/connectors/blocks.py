@@ -39,7 +39,7 @@ def pool_width(stages: Sequence[Stage], student: ModelView, teacher: ModelView) 
 def pool_of(stage: Stage, student: ModelView, width: int, num_heads: int = 4) -> nn.Module:
     """Return a network that makes a vector ``(N, width)`` of a stage of the student."""
     if stage not in student.stages:
-        raise SetupError(f"'{stage.module}' is no stage of the student")
+        raise SetupError(f"'{stage.module}' is not a stage of the student")
     remaining = len(student.stages) - 1 - student.stages.index(stage)
     if stage.layout == 'NCHW':
         return ConvPool(stage, remaining, width)

@@ -177,7 +177,7 @@ def remember_images(model: nn.Module, dataset: BaseDataset) -> None:
             if not isinstance(dataset, BaseDataset):
                 raise SetupError(
                     'CRDLoss needs one data set of mmpretrain, whose images have an index, and '
-                    f'train_dataloader.dataset is a {type(dataset).__name__}: change it, or take '
+                    f'train_dataloader.dataset is a {type(dataset).__name__}: change it, or use '
                     'another method'
                 )
             loss.remember(len(dataset))

@@ -68,7 +68,7 @@ class HCDLoss(DistillLoss):
         self.label_smoothing = label_smoothing
         self.stage_reduction = stage_reduction
         self._require(tau > 0, 'tau', 'has to be positive')
-        self._require(-1 <= theta <= 1, 'theta', 'is no cosine')
+        self._require(-1 <= theta <= 1, 'theta', 'is not a cosine, between -1 and 1')
         self._require(0 <= label_smoothing < 1, 'label_smoothing', 'has to be in [0, 1)')
         known = stage_reduction in ('sum', 'mean')
         self._require(known, 'stage_reduction', "is neither 'sum' nor 'mean'")

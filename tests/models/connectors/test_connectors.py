@@ -147,7 +147,7 @@ def test_some_exits_only():
     )
     assert len(model.distiller.connectors['exits'].branches) == 2
     step(model, *batch(model))
-    with pytest.raises(SetupError, match='is no stage of the student'):
+    with pytest.raises(SetupError, match='is not a stage of the student'):
         distillation('ofa', 'resnet', 'vit', {'connectors.exits.inputs': ['teacher.stage2']})
 
 
