@@ -1,24 +1,22 @@
 """Reading checkpoints: safely, strictly, and from whichever library wrote them."""
 
 import hashlib
-import pickle
 import re
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import torch
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader, load_from_local
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .compat import apply
 from .errors import SetupError
+from .explain import told
 from .layouts import adapted, layout_of
 
 # Where mmengine, timm and others keep the weights; averaged ones first, as timm itself does.
@@ -49,32 +47,13 @@ def read_checkpoint(path: str | Path) -> dict:
     apply()
     if '://' not in str(path) and not Path(path).expanduser().is_file():
         raise SetupError(f"there is no checkpoint file at '{path}'")
-    try:
+    with told('checkpoint', path=path):
         if Path(path).suffix == '.safetensors':
             return load_file(Path(path).expanduser())
         checkpoint = CheckpointLoader.load_checkpoint(str(path), 'cpu', logger='silent')
-    except URLError as error:
-        raise SetupError(
-            f"the checkpoint '{path}' cannot be downloaded ({error.reason}): "
-            'give the path of a local file instead'
-        ) from error
-    except pickle.UnpicklingError as error:
-        if found := re.search(r'GLOBAL ([\w.]+)', str(error)):
-            raise SetupError(
-                f"the checkpoint '{path}' is refused: it wants to call '{found[1]}', and a "
-                'checkpoint may hold only weights and plain data; if you trust the file, save '
-                'its state_dict alone'
-            ) from error
-        raise _not_whole(path) from error
-    except (RuntimeError, EOFError, OSError, SafetensorError, ValueError, KeyError) as error:
-        raise _not_whole(path) from error
     if not isinstance(checkpoint, dict):
         raise SetupError(f"'{path}' holds a {type(checkpoint).__name__}, not a checkpoint")
     return checkpoint
-
-
-def _not_whole(path: str | Path) -> SetupError:
-    return SetupError(f"'{path}' is not a whole checkpoint: it is truncated or of another format")
 
 
 def load_weights(model: nn.Module, path: str | Path, what: str, classes: int | None = None) -> dict:

@@ -1,7 +1,6 @@
 """Reading configs and merging options into them, with mistakes told at once."""
 
 import contextlib
-import importlib.util
 import inspect
 import re
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.utils.data import DataLoader
 
 from .errors import SetupError, suggest
+from .explain import told
 from .origins import close_models, is_named
 
 
@@ -71,32 +71,12 @@ def load_config(path: str | Path) -> Config:
         SetupError: If the file is missing or faulty.
     """
     if '::' in str(path):  # mmpretrain::resnet/resnet18_8xb32_in1k.py
-        path = _path_of(str(path))
+        with told('config of a package', name=str(path)):
+            path = Config._get_cfg_path(str(path), '')[0]
     if not Path(path).is_file():
         raise SetupError(f"there is no config file at '{path}'")
-    try:
+    with told('config', path=path):
         return Config.fromfile(path)
-    except Exception as error:  # a config is a program, and can fail in any way
-        message = ' '.join(str(error).split())
-        raise SetupError(f"the config '{path}' fails: {type(error).__name__}: {message}") from error
-
-
-def _path_of(name: str) -> str:
-    """Return the file of ``PACKAGE::NAME``."""
-    try:
-        return Config._get_cfg_path(name, '')[0]
-    except (AssertionError, FileNotFoundError, ImportError, ValueError) as error:
-        package, _, file = name.partition('::')
-        spec = importlib.util.find_spec(package) if package.isidentifier() else None
-        if spec is None or spec.origin is None:
-            raise SetupError(
-                f"there is no config '{name}', because there is no package '{package}': write "
-                'mmkd_tas::NAME, mmpretrain::NAME or the path of a file'
-            ) from error
-        folder = Path(spec.origin).parent / '.mim/configs'
-        known = [str(path.relative_to(folder)) for path in sorted(folder.glob('**/*.py'))]
-        hint = suggest(file, known) if known else f': no configs are installed with {package}'
-        raise SetupError(f"there is no config '{name}'{hint}") from error
 
 
 def merge_options(config: Config, options: dict[str, Any]) -> None:

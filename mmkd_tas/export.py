@@ -24,6 +24,7 @@ from . import cli, configs
 from .checkpoint import load_weights
 from .compat import write_whole
 from .errors import SetupError
+from .explain import told
 from .outputs import built_for
 from .records import normalisation
 from .runs import newest_config
@@ -353,14 +354,8 @@ def _one_sentence(kind: str) -> Iterator[None]:
     """Tell why PyTorch cannot turn a model into a graph."""
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of the exporter, about its own future
-        try:
+        with told('export', form=kind, version=torch.__version__):
             yield
-        except Exception as error:  # of many kinds
-            reason = ' '.join(str(error).split())[:300]
-            raise SetupError(
-                f'--to {kind}: PyTorch {torch.__version__} cannot export this model '
-                f'({type(error).__name__}: {reason}); use --to folder or a .pth file'
-            ) from error
 
 
 def _compare(student: Student, run: Callable[[Tensor], Any], kind: str) -> None:

@@ -2,7 +2,6 @@
 
 import difflib
 import functools
-import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,6 +10,7 @@ import torchvision.models
 from torch import nn
 
 from .errors import SetupError
+from .explain import told
 from .records import of_transforms
 
 
@@ -43,12 +43,8 @@ def build_named(
             f"model: '{name}' does not begin with {', '.join(f'{o}:' for o in _ORIGINS)}, as the "
             f'name of a model has to{close_models(bare or name)}'
         )
-    try:
+    with told('model', name=name):
         return _ORIGINS[origin](bare, pretrained, num_classes, img_size, **kwargs)
-    except TypeError as error:
-        if found := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
-            raise SetupError(f"model: '{name}' takes no argument {found[1]!r}") from error
-        raise
 
 
 def is_named(name: str) -> bool:
@@ -111,15 +107,13 @@ def _from_torchvision(
     create = functools.partial(torchvision.models.get_model, name, **kwargs)
     pair = img_size if isinstance(img_size, tuple | list) else (img_size, img_size)
     sizes = {'image_size': img_size, 'input_size': img_size and tuple(pair)}
-    try:
+    with told('torchvision', name=name):
         if num_classes and not weights:
             create = functools.partial(create, num_classes=num_classes)
         model = _built_for(functools.partial(create, weights=weights), **sizes)
         if num_classes is not None and (weights or not num_classes):
             other = _built_for(functools.partial(create, num_classes=num_classes or 1), **sizes)
             _replace_heads(model, other, headless=num_classes == 0)
-    except (AssertionError, KeyError, ValueError) as error:  # sizes, weights that do not exist
-        raise SetupError(f"model: 'torchvision:{name}' cannot be built so: {error}") from error
     declared = torchvision.models.get_model_weights(name)
     chosen = declared[str(weights or 'DEFAULT').rpartition('.')[2]]
     model.image_record = of_transforms(chosen.transforms())
@@ -140,32 +134,20 @@ def _replace_heads(model: nn.Module, other: nn.Module, headless: bool) -> None:
 def _from_hugging_face(
     name: str, pretrained: bool, num_classes: int | None, img_size: Any, **kwargs: Any
 ) -> tuple[nn.Module, int]:
-    try:
+    with told('hf', name=name):
         from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
-    except ImportError as error:
-        raise SetupError(
-            f"model: 'hf:{name}' needs a package that is not installed: pip install transformers"
-        ) from error
     if num_classes:
         kwargs['num_labels'] = num_classes
     if img_size is not None and not pretrained:  # whose position tables are for their own size
         kwargs['image_size'] = img_size
     kind = AutoModel if num_classes == 0 else AutoModelForImageClassification
-    try:
+    with told('hf', name=name):
         config, rest = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **kwargs)
         rest.pop('image_size', None)  # which those that take any size do not know
         if pretrained:
             model = _pretrained_of_hugging_face(kind, name, config=config, **rest)
         else:
             model = kind.from_config(config, **rest)
-    except SetupError:
-        raise
-    except (OSError, ValueError) as error:
-        reason = ' '.join(str(error).split()).partition('. ')[0]
-        raise SetupError(
-            f"model: 'hf:{name}' is neither a folder that holds a config.json nor a model that the "
-            f'hub has given, or it is not an image classifier ({reason})'
-        ) from error
     return model.float(), 0 if num_classes == 0 else config.num_labels
 
 

@@ -5,8 +5,10 @@ import importlib.util
 import re
 
 import cv2
+import huggingface_hub
 import numpy as np
 import pytest
+import timm
 import torch
 from helpers import REPO, TINY, call, ends_with
 from mmengine.config import Config
@@ -14,6 +16,7 @@ from mmengine.logging import MMLogger
 from mmpretrain.visualization import UniversalVisualizer
 
 from mmkd_tas import cli
+from mmkd_tas.explain import RULES, explain
 
 TRAIN = REPO / 'tools/train.py'
 OWN = """
@@ -258,7 +261,7 @@ def test_a_package_of_a_backend_that_is_not_there(own, backend, package):
         pytest.skip(f'{package} is installed')
     changes = f"visualizer = dict(vis_backends=[dict(type='{backend}VisBackend')])"
     told = ends_with(TRAIN, own(changes))
-    assert f"visualizer.vis_backends: one of them needs the package '{package}'" in told
+    assert 'visualizer.vis_backends: one of them needs a package' in told
     assert re.search(f'pip install .*{package}', told)
 
 
@@ -311,3 +314,36 @@ def test_tf32_is_a_choice(own, monkeypatch):
         assert torch.get_float32_matmul_precision() == 'high'
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_every_rule_about_an_error_names_a_test_that_is_there():
+    tests = {
+        name
+        for file in (REPO / 'tests').rglob('test_*.py')
+        for name in re.findall(r'def (test_\w+)', file.read_text())
+    }
+    for topic, rules in RULES.items():
+        for rule in rules:
+            assert rule.test in tests, (topic, rule.test)
+            assert re.fullmatch(r'[\w ,.]+ \d[\d.]*', rule.source), rule.source
+
+
+@pytest.mark.parametrize(
+    ('call', 'said'),
+    [
+        (lambda: timm.create_model('resnet18x'), "timm has no model 'resnet18x'; did you mean"),
+        (
+            lambda: torch.hub.load_state_dict_from_url('http://localhost:1/mmkd_tas.pth'),
+            'a download failed .*: put the files in place',
+        ),
+        (
+            lambda: huggingface_hub.hf_hub_download('timm/none', 'none', local_files_only=True),
+            'not in the cache, and the hub cannot be reached: .*--teacher-ckpt',
+        ),
+        (lambda: importlib.import_module('none_such'), "cannot be imported: .*'none_such'"),
+    ],
+)
+def test_what_is_told_while_building(call, said):
+    with pytest.raises(Exception) as raised:
+        call()
+    assert re.search(said, explain(raised.value))

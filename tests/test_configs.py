@@ -18,7 +18,7 @@ from pairs import distillation
 from PIL import Image
 from torch import nn
 
-from mmkd_tas.configs import compose, set_num_classes
+from mmkd_tas.configs import compose, load_config, set_num_classes
 from mmkd_tas.errors import SetupError
 from mmkd_tas.outputs import num_classes
 
@@ -281,7 +281,7 @@ def test_on_the_command_line(tmp_path, monkeypatch):
     assert "there is no whole checkpoint in 'work_dirs'" in saying
     alone = ['--student=resnet18', '--method=student']
     saying = ends_with(TRAIN, '--dataset=cifar100', *alone)
-    assert "the data set CIFAR100 is not, or not wholly, in 'data/cifar100'" in saying
+    assert "the data set CIFAR100 is missing or incomplete in 'data/cifar100'" in saying
     assert "'data/imagenet" in ends_with(TRAIN, '--dataset=in1k', *alone)
 
 
@@ -424,3 +424,20 @@ def test_number_of_classes_goes_where_it_is_taken(model, expected):
         key: part['num_classes'] for key, part in parts.items() if part and 'num_classes' in part
     }
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    ('name', 'said'),
+    [
+        ('nopkg::a.py', "there is no package 'nopkg': write mmkd_tas::NAME"),
+        (
+            'mmpretrain::resnet/resnet18_8xb32_in1.py',
+            "mean 'resnet/resnet18_8xb32_in1k.py'",
+        ),
+        ('mmkd_tas::_base_/methods/taz.py', "did you mean '_base_/methods/tas.py'"),
+        ('timm::a.py', 'no configs are installed with timm'),
+    ],
+)
+def test_a_config_that_no_package_has(name, said):
+    with pytest.raises(SetupError, match=said):
+        load_config(name)

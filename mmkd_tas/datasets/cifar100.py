@@ -11,6 +11,7 @@ from mmpretrain.datasets import BaseDataset
 from mmpretrain.datasets.categories import CIFAR100_CATEGORIES
 
 from ..errors import SetupError
+from ..explain import told
 from ..registry import DATASETS
 
 _VAL = 5000
@@ -103,12 +104,9 @@ class CIFAR100Split(BaseDataset):
                 f"cifar-100-python.tar.gz in '{self.data_root}', or set dataset.data_root of the "
                 'loaders to where it is'
             )
-        try:
-            with open(path, 'rb') as file:
-                entry = _ArraysOnly(file, encoding='latin1').load()
+        with told('CIFAR-100', path=path), open(path, 'rb') as file:
+            entry = _ArraysOnly(file, encoding='latin1').load()
             images, labels = np.asarray(entry['data']), list(entry['fine_labels'])
-        except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
-            raise SetupError(f"'{path}' is not a file of CIFAR-100 ({error})") from error
         if images.dtype != np.uint8 or images.shape != (len(labels), 3072):
             raise SetupError(f"'{path}' is not a file of CIFAR-100: its images are {images.shape}")
         return images, labels

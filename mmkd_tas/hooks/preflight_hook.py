@@ -14,6 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from ..checkpoint import check_fit, fingerprint, overridden, with_new_head
 from ..errors import NO_GAIN, SetupError
+from ..explain import told
 from ..models import Classifier
 from ..models.algorithms.cross_arch_distill import WITHOUT_LABELS
 from ..models.distillers import StageDistiller
@@ -230,19 +231,12 @@ class PreflightHook(Hook):
         model.train()
         try:
             with (
+                told('batch of one', images=len(loader.sampler), size=loader.batch_size),
                 torch.random.fork_rng(cuda),
                 torch.no_grad(),
                 runner.optim_wrapper.optim_context(model),
             ):
                 model(**model.data_preprocessor(data, True), mode='loss')
-        except ValueError as error:
-            if 'Expected more than 1 value per channel' not in str(error):
-                raise
-            raise SetupError(
-                f'train_dataloader: {len(loader.sampler)} images in batches of '
-                f'{loader.batch_size} leave one of a single image, from which a BatchNorm layer '
-                'cannot take its statistics: set drop_last=True, or choose another batch_size'
-            ) from error
         finally:
             for buffer, before in buffers:
                 buffer.copy_(before)
