@@ -234,7 +234,9 @@ def cells(protocol: Config, args: argparse.Namespace) -> list[Cell]:
                 about = protocol.get('directions', {}).get(direction, {})
                 flags = about.get('flags', protocol.student.get('flags', []))
                 distilled = {} if alone else {**about.get('distilled', {}), **chosen}
-                cached = about.get('cached') and not alone
+                cached = about.get('cached') and not alone and known.get('cached', True)
+                if not cached:
+                    distilled = {k: v for k, v in distilled.items() if 'teacher_cache' not in k}
                 for epochs in lengths(protocol, direction, row, seed):
                     folder, here = work / pair / row, {}
                     if epochs is not None:

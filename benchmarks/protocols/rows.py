@@ -1,4 +1,5 @@
-# Rows of the tables: a method, and options on top of it
+# Rows of the tables: a method, and options on top of it; `cached`: whether a cache of the teacher
+# holds all that it takes
 _pairs = ('ts', 'ta', 'as')
 _features = [f'loss_{pair}_features' for pair in _pairs]
 _logits = [f'loss_{pair}_logits' for pair in _pairs]
@@ -9,11 +10,11 @@ known_rows = {
     'KD, T = 4': dict(method='kd'),
     'DKD, T = 1': dict(method='dkd', losses={'loss_dkd.tau': 1, 'loss_dkd.beta': 2}),
     'DIST, weight 1': dict(method='dist', losses={'loss_dist.loss_weight': 1}),
-    'FitNet': dict(method='fitnet'),
+    'FitNet': dict(method='fitnet', cached=False),
     'RKD': dict(method='rkd'),
     'CC': dict(method='cc'),
     'CRD': dict(method='crd'),
-    'PAT': dict(method='pat'),
+    'PAT': dict(method='pat', cached=False),
     'RSD on logits': dict(method='rsd-logits'),
     'DKD': dict(method='dkd'),
     'DIST': dict(method='dist'),
