@@ -24,6 +24,7 @@ from ...records import ImageRecord, records_of
 from ...registry import MODELS
 from ...stages import StageOutputsRecorder, describe, view_of
 from ..classifier import Classifier
+from ..distillers.stage_distiller import Reference
 from ..losses.functional import images_of_step
 from ..utils import classes_of, count_parameters
 from .teacher_cache import TeacherCache
@@ -206,9 +207,9 @@ class CrossArchDistill(SingleTeacherDistill):
 
     def _check_classes(self) -> None:
         """Compare the numbers of classes of what each loss compares, and of nothing else."""
-        for loss, mapping in getattr(self.distiller, 'loss_forward_mappings', {}).items():
+        for loss, references in self._references():
             counts = {}
-            for argument, reference in mapping.items():
+            for argument, reference in references.items():
                 if count := self._classes_of(reference):
                     counts.setdefault(count, argument)
             if len(counts) > 1:
@@ -219,20 +220,20 @@ class CrossArchDistill(SingleTeacherDistill):
                     'a method that needs no logits of the teacher (rsd, fitnet)'
                 )
 
-    def _classes_of(self, reference: Any) -> int | None:
+    def _references(self) -> Iterator[tuple[str, dict[str, Reference]]]:
+        """Yield what each loss of the distiller, also one of MMRazor, takes."""
+        for loss, mapping in getattr(self.distiller, 'loss_forward_mappings', {}).items():
+            yield loss, {argument: Reference.of(written) for argument, written in mapping.items()}
+
+    def _classes_of(self, reference: Reference) -> int | None:
         """Return the number of classes of logits and labels that a loss takes, else None."""
-        if isinstance(reference, str):
-            side, _, name = reference.partition('.')
-            if side not in ('student', 'teacher'):
-                outputs = getattr(dict(self.distiller.connectors.items())[side], 'outputs', {})
-                return outputs[name].channels if name == 'logits' and name in outputs else None
-            recorder = self.distiller._recorder(reference)
-        else:
-            if reference.get('connector'):
-                return None
-            side = 'student' if reference['from_student'] else 'teacher'
-            recorders = getattr(self.distiller, f'{side}_recorders').recorders
-            recorder = recorders[reference['recorder']]
+        side, name, field, connector, *_ = reference
+        if side is None:
+            outputs = getattr(dict(self.distiller.connectors.items())[name], 'outputs', {})
+            return outputs[field].channels if field == 'logits' and field in outputs else None
+        if connector is not None:
+            return None
+        recorder = reference.recorder(self.distiller)
         if isinstance(recorder, StageOutputsRecorder):
             if recorder.source in ('labels', 'classes'):
                 side = 'student'  # they come with the images
@@ -261,9 +262,9 @@ class CrossArchDistill(SingleTeacherDistill):
             for name, recorder in recorders.items()
             if getattr(recorder, 'source', None) in ('labels', 'classes')
         }
-        for loss, mapping in getattr(self.distiller, 'loss_forward_mappings', {}).items():
-            references = [r if isinstance(r, str) else r['recorder'] for r in mapping.values()]
-            if labelled & {*references, *(r.removeprefix('student.') for r in references)}:
+        for loss, references in self._references():
+            taken = {r.name for r in references.values() if r.side == 'student'}
+            if labelled & {*taken, *(f'student.{name}' for name in taken)}:
                 readers.append(f'distiller.distill_losses.{loss}')
         return readers
 

@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmengine.logging import MMLogger
 from mmengine.utils import is_list_of
@@ -23,6 +23,68 @@ from ..losses.base import DistillLoss
 from .loss_schedule import LossSchedule
 
 _SIDES = ('student', 'teacher')
+
+
+class Reference(NamedTuple):
+    """Where an argument of a loss, or an input of a connector, comes from.
+
+    Attributes:
+        side: ``'student'`` or ``'teacher'``, of a record; None for the result of a connector
+            that has inputs of its own.
+        name: Of the recorder, or of that connector.
+        field: Of the result, where it is a named tuple; or its index.
+        connector: Which the record passes.
+        record_idx, data_idx: Which of the records, and of its parts, as in MMRazor; by default
+            the recorder decides.
+        raw: Whether a stage stays in the layout of its model.
+        own: Whether the config has to have the recorder.
+    """
+
+    side: str | None
+    name: str
+    field: str | int | None = None
+    connector: str | None = None
+    record_idx: int | None = None
+    data_idx: int | None = None
+    raw: bool = False
+    own: bool = False
+
+    @classmethod
+    def of(cls, written: Any, key: str = '', raw: bool = False) -> 'Reference':
+        """Read what stands in a config: ``'student.logits'``, or MMRazor's dict.
+
+        Args:
+            written: The value.
+            key: Its place in the config, for the error.
+            raw: Of the reference.
+
+        Raises:
+            SetupError: If it is neither.
+        """
+        if isinstance(written, str):
+            owner, _, name = written.partition('.')
+            return cls(owner, name, raw=raw) if owner in _SIDES else cls(None, owner, name or None)
+        if not isinstance(written, Mapping) or not {'recorder', 'from_student'} <= set(written):
+            raise SetupError(
+                f"{key}: {written!r} is not a reference; write 'student.logits', or "
+                "dict(recorder='...', from_student=True)"
+            )
+        return cls(
+            _SIDES[not written['from_student']],
+            written['recorder'],
+            written.get('connector_idx'),
+            written.get('connector'),
+            written.get('record_idx', 0),
+            written.get('data_idx'),
+            raw=True,
+            own=True,
+        )
+
+    def recorder(self, distiller: ConfigurableDistiller) -> Any:
+        """Return the recorder of a distiller whose record this is."""
+        recorders = getattr(distiller, f'{self.side}_recorders').recorders
+        added = None if self.own else recorders.get(f'{self.side}.{self.name}')
+        return added or recorders[self.name]
 
 
 @MODELS.register_module()
@@ -87,8 +149,9 @@ class StageDistiller(ConfigurableDistiller):
             **kwargs,
         )
         self._connector_cfgs = _in_order(connectors or {})
-        self._inputs: dict[str, tuple[str, ...]] = {}
-        self._results: dict[Any, Any] = {}
+        self._inputs: dict[str, list[Reference]] = {}
+        self._references: dict[str, dict[str, Reference]] = {}
+        self._results: dict[Reference, Any] = {}  # of the step
         self.loss_forward_mappings = loss_forward_mappings or {}
         schedules = (loss_schedules or {}).items()
         self.loss_schedules = {name: LossSchedule(**cfg) for name, cfg in schedules}
@@ -138,22 +201,22 @@ class StageDistiller(ConfigurableDistiller):
             inputs = cfg.pop('inputs', None)
             kind = _class_of(cfg)
             if inspect.isclass(kind) and issubclass(kind, StageConnector):
-                stages = [self._stage_of(reference) for reference in inputs or kind.inputs]
+                stages = [self._stage_of(Reference.of(one)) for one in inputs or kind.inputs]
                 cfg.update(self._views, stages=stages)
             connector = self.connectors[name] = MODELS.build(cfg)
-            self._inputs[name] = tuple(inputs or getattr(connector, 'inputs', ()))
+            inputs = inputs or getattr(connector, 'inputs', ())
+            self._inputs[name] = [Reference.of(one, raw=True) for one in inputs]
             if hasattr(connector, 'init_weights'):
                 with _without_log():  # of every weight; that of the whole model names it again
                     connector.init_weights()
 
-    def _stage_of(self, reference: str) -> Stage | None:
+    def _stage_of(self, reference: Reference) -> Stage | None:
         """Return the stage that a reference leads to, or what is like one, if that is known."""
-        owner, _, name = reference.partition('.')
-        if owner in _SIDES:
-            own = name in self._recorders(owner).recorders and name not in SOURCES
-            return None if own else self._views[owner].source(name)
-        connector = dict(self.connectors.items()).get(owner)
-        return getattr(connector, 'outputs', {}).get(name)
+        side, name, field, *_ = reference
+        if side is None:
+            return getattr(dict(self.connectors.items()).get(name), 'outputs', {}).get(field)
+        own = name in self._recorders(side).recorders and name not in SOURCES
+        return None if own else self._views[side].source(name)
 
     # --- checking -------------------------------------------------------------
 
@@ -192,67 +255,60 @@ class StageDistiller(ConfigurableDistiller):
             for reference in inputs:
                 self._check_reference(reference, f'distiller.connectors.{name}.inputs')
         for loss, mapping in self.loss_forward_mappings.items():
-            for argument, reference in mapping.items():
+            found = self._references[loss] = {}
+            for argument, written in mapping.items():
                 key = f'distiller.loss_forward_mappings.{loss}.{argument}'
-                if isinstance(reference, str):
-                    self._check_reference(reference, key)
-                    self._let_target_learn(self.distill_losses[loss], argument, reference)
-                else:
-                    self._check_stock_reference(reference, key)
+                found[argument] = Reference.of(written, key)
+                self._check_reference(found[argument], key)
+                self._let_target_learn(self.distill_losses[loss], argument, found[argument])
 
-    def _let_target_learn(self, loss: nn.Module, argument: str, reference: str) -> None:
-        owner, _, field = reference.partition('.')
-        connector = dict(self.connectors.items()).get(owner)
-        is_target = isinstance(connector, PairProjector) and field == 'target'
+    def _let_target_learn(self, loss: nn.Module, argument: str, reference: Reference) -> None:
+        connector = dict(self.connectors.items()).get(reference.name)
+        is_target = isinstance(connector, PairProjector) and reference.field == 'target'
         learns = isinstance(loss, DistillLoss) and not (
             argument == 'preds_T' and loss.detach_target
         )
-        if is_target and learns:
+        if reference.side is None and is_target and learns:
             connector.learn_target()
 
-    def _check_reference(self, reference: str, key: str) -> None:
-        owner, _, name = reference.partition('.')
-        if owner in _SIDES:
-            recorders = self._recorders(owner).recorders
-            if reference not in recorders and (name not in recorders or name in SOURCES):
-                # Under its whole reference, so that it is told from the config's own.
-                recorders[reference] = StageOutputsRecorder(name, layout='raw')
-            return
-        if owner not in self.connectors:
-            known = [*_SIDES, *self.connectors]
-            raise SetupError(
-                f"{key}: '{reference}' does not exist: there is no connector '{owner}'"
-                + suggest(owner, known)
-            )
-        if not self._inputs.get(owner):
-            raise SetupError(
-                f"{key}: the connector '{owner}' has no inputs; add "
-                f"inputs=['student.stage4'] or the like to distiller.connectors.{owner}"
-            )
-        kind = inspect.signature(self.connectors[owner].forward_train).return_annotation
-        fields = getattr(kind, '_fields', None)
-        if name and fields and name not in fields:
-            raise SetupError(f"{key}: '{owner}' returns no {name!r}{suggest(name, fields)}")
-        for needed in self._inputs[owner]:
-            self._check_reference(needed, key)
-
-    def _check_stock_reference(self, reference: Any, key: str) -> None:
-        if not isinstance(reference, Mapping) or not {'recorder', 'from_student'} <= set(reference):
-            raise SetupError(
-                f"{key}: {reference!r} is not a reference; write 'student.logits', or "
-                "dict(recorder='...', from_student=True)"
-            )
-        side = 'student' if reference['from_student'] else 'teacher'
-        name, connector = reference['recorder'], reference.get('connector')
-        if name not in self._recorders(side).recorders:
-            raise SetupError(
-                f"{key}: {side}_recorders has no '{name}'"
-                + suggest(name, self._recorders(side).recorders)
-            )
+    def _check_reference(self, reference: Reference, key: str) -> None:
+        """Check one, and add the recorder that it needs."""
+        side, name, field, connector, *_ = reference
         if connector is not None and connector not in self.connectors:
             raise SetupError(
                 f"{key}: there is no connector '{connector}'" + suggest(connector, self.connectors)
             )
+        if side is None:
+            self._check_result(name, field, key)
+            return
+        recorders = self._recorders(side).recorders
+        full = f'{side}.{name}'
+        if reference.own and name not in recorders:
+            raise SetupError(f"{key}: {side}_recorders has no '{name}'" + suggest(name, recorders))
+        added = not reference.own and (name not in recorders or name in SOURCES)
+        if added and full not in recorders:
+            # Under its whole reference, so that it is told from the config's own.
+            recorders[full] = StageOutputsRecorder(name, layout='raw')
+
+    def _check_result(self, name: str, field: str | int | None, key: str) -> None:
+        """Check a reference to what a connector makes of its inputs."""
+        if name not in self.connectors:
+            full = name if field is None else f'{name}.{field}'
+            raise SetupError(
+                f"{key}: '{full}' does not exist: there is no connector '{name}'"
+                + suggest(name, [*_SIDES, *self.connectors])
+            )
+        if not self._inputs.get(name):
+            raise SetupError(
+                f"{key}: the connector '{name}' has no inputs; add "
+                f"inputs=['student.stage4'] or the like to distiller.connectors.{name}"
+            )
+        kind = inspect.signature(self.connectors[name].forward_train).return_annotation
+        fields = getattr(kind, '_fields', None)
+        if field and fields and field not in fields:
+            raise SetupError(f"{key}: '{name}' returns no {field!r}{suggest(field, fields)}")
+        for needed in self._inputs[name]:
+            self._check_reference(needed, key)
 
     # --- running --------------------------------------------------------------
 
@@ -260,8 +316,8 @@ class StageDistiller(ConfigurableDistiller):
         """Return the distillation losses of the step, and drop its records."""
         terms: dict[str, Tensor] = {}
         try:
-            for name, mapping in self.loss_forward_mappings.items():
-                arguments = {key: self._fetch(reference) for key, reference in mapping.items()}
+            for name, references in self._references.items():
+                arguments = {key: self._fetch(reference) for key, reference in references.items()}
                 loss = self.distill_losses[name](**arguments)
                 schedule = self.loss_schedules.get(name)
                 # Also when the factor is 0 there are gradients: DDP waits for all of them.
@@ -276,54 +332,28 @@ class StageDistiller(ConfigurableDistiller):
                 for recorder in self._recorders(side).recorders.values():
                     recorder.reset_data_buffer()
 
-    def _fetch(self, reference: str | Mapping) -> Any:
-        """Return what a reference of a loss leads to; stages as maps ``(N, C, H, W)``."""
-        if not isinstance(reference, str):
-            return self.get_record(**reference)
-        owner, _, name = reference.partition('.')
-        if owner in _SIDES:
-            recorder = self._recorder(reference)
-            record = recorder.get_record_data()
-            raw = getattr(recorder, 'layout', None) == 'raw' and recorder.stage is not None
-            return recorder.stage.to_map(record) if raw else record
-        result = self._result(owner)
-        return getattr(result, name) if name else result
+    def _fetch(self, reference: Reference) -> Any:
+        """Return what a reference leads to; whatever makes it runs once per step."""
+        whole = reference._replace(field=None)
+        if whole not in self._results:
+            self._results[whole] = self._made(whole)
+        result, field = self._results[whole], reference.field
+        if field is None:
+            return result
+        return result[field] if isinstance(field, int) else getattr(result, field)
 
-    def _recorder(self, reference: str) -> Any:
-        side, _, name = reference.partition('.')
-        recorders = self._recorders(side).recorders
-        return recorders.get(reference) or recorders[name]
-
-    def _result(self, name: str) -> Any:
-        """Return what a connector makes of its inputs, once per step."""
-        if name not in self._results:
-            self._results[name] = self.connectors[name](
-                *(
-                    self._recorder(reference).get_record_data()
-                    if reference.partition('.')[0] in _SIDES
-                    else self._fetch(reference)
-                    for reference in self._inputs[name]
-                )
-            )
-        return self._results[name]
-
-    def get_record(
-        self,
-        recorder: str,
-        from_student: bool,
-        record_idx: int = 0,
-        data_idx: int | None = None,
-        connector: str | None = None,
-        connector_idx: int | None = None,
-    ) -> Any:
-        """Return a record in MMRazor's way; a connector runs once for each record."""
-        key = (recorder, from_student, record_idx, data_idx, connector)
-        if key not in self._results:
-            self._results[key] = super().get_record(
-                recorder, from_student, record_idx, data_idx, connector
-            )
-        result = self._results[key]
-        return result if connector_idx is None else result[connector_idx]
+    def _made(self, reference: Reference) -> Any:
+        """Return a record, stages as maps ``(N, C, H, W)``, or what a connector makes."""
+        if reference.side is None:
+            return self.connectors[reference.name](*map(self._fetch, self._inputs[reference.name]))
+        recorder, index = reference.recorder(self), reference.record_idx
+        which = () if index is None else (index, reference.data_idx)
+        record = recorder.get_record_data(*which)
+        stage = getattr(recorder, 'stage', None)
+        if not reference.raw and stage is not None and recorder.layout == 'raw':
+            record = stage.to_map(record)
+        connector = reference.connector
+        return record if connector is None else self.connectors[connector](record)
 
 
 @contextlib.contextmanager
