@@ -236,6 +236,12 @@ def explain(error: Exception) -> str | None:
     What may happen to any run is told at any time. What is a mistake in the config can be one
     only while things are built, and where the code that raises it is not the user's own.
     """
+    # PyTorch tells of a dead worker wherever the program is just then, within other code's `try:`
+    cause: BaseException | None = error
+    while cause is not None and not _line(cause).startswith('DataLoader worker (pid'):
+        cause = cause.__context__
+    if isinstance(cause, Exception):
+        error = cause
     text, files = _line(error), _files(error)
     if isinstance(error, SetupError):
         # of one in a data loader's worker, the text is its traceback

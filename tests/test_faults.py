@@ -344,6 +344,21 @@ def test_a_worker_that_is_gone_while_its_images_are_fetched():
     assert 'a worker process of a data loader has died' in explain(told.value)
 
 
+def test_a_worker_that_dies_within_the_try_of_other_code():
+    died = "raise RuntimeError('DataLoader worker (pid 1) is killed by signal: Killed.')"
+    file = '/torch/utils/data/_utils/signal_handling.py'
+
+    def formatted():  # as mmengine formats a config
+        try:
+            exec(compile(died, file, 'exec'))
+        except Exception:
+            raise SyntaxError('Failed to format the config file')  # noqa: B904
+
+    with pytest.raises(SyntaxError) as told:
+        formatted()
+    assert 'a worker process of a data loader has died' in explain(told.value)
+
+
 def test_a_worker_that_dies_while_an_error_is_explained():
     class MistakeError(SetupError):
         def __str__(self):
