@@ -95,7 +95,7 @@ else
         'timm:mixer_b16_224 timm:resnet18'
         'timm:convnext_tiny timm:deit_tiny_patch16_224'
     )
-    sizes=(--batch 128 --rounds 20 --methods kd ofa hcd rsd tas tas:bottleneck)
+    sizes=(--batch 128 --rounds 20 --methods kd ofa hcd rsd tas tas:swin)
     options=(--amp bfloat16 --channels-last) compiled=(tas --compile) share=20
     accuracy+=(benchmarks/protocols/cifar100_gpu.py --workers 4 --data-root "$data")
 fi

@@ -25,8 +25,8 @@ rows = [
     'DKD',
     'DIST',
     'OFA',
-    'TAS',
+    'TAS, bottleneck',
     'HCD',
     'RSD',
-    'TAS, RSD for InfoNCE',
+    'TAS-RSD, bottleneck',
 ]

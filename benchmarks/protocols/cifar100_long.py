@@ -39,10 +39,11 @@ _data = {
 teacher = dict(
     dataset='cifar100-20', options={**_data, 'train_cfg.max_epochs': 60}, flags=['--amp']
 )
+_swin = {**_bf16, 'model.distiller.connectors.assistant.block': 'swin'}
 distilled_teachers = {
-    'vit-w128': dict(pair='resnet18-w16_vit-w128', method='tas-rsd', options=_bf16, flags=[]),
+    'vit-w128': dict(pair='resnet18-w16_vit-w128', method='tas-rsd', options=_swin, flags=[]),
     'mixer-w128': dict(
-        pair='resnet18-w16_mixer-w128', method='tas-rsd', options=_bf16, flags=['--amp']
+        pair='resnet18-w16_mixer-w128', method='tas-rsd', options=_swin, flags=['--amp']
     ),
 }
 student = dict(dataset='cifar100-20', options={**_data, 'default_hooks.checkpoint.interval': 10})
@@ -69,16 +70,12 @@ curves = dict(
 quick = dict(
     epochs=80,
     curves=dict(epochs=[10, 20, 40, 160]),
-    pairs=dict(
-        _delete_=True,
-        **{
-            'CNN -> ViT': 'resnet18-w16_vit-w64-p8',
-            'ViT -> CNN': 'vit-w128_resnet18-w4',
-        },
-    ),
     seeds=1,
     teacher=dict(options={'train_cfg.max_epochs': 40}),
-    distilled_teachers={'vit-w128': dict(options={'train_cfg.max_epochs': 20})},
+    distilled_teachers={
+        'vit-w128': dict(options={'train_cfg.max_epochs': 20}),
+        'mixer-w128': dict(options={'train_cfg.max_epochs': 40}),
+    },
     student=dict(options={'train_dataloader.dataset.num_train': 15000}),
     rows=[
         'student alone',
@@ -87,7 +84,9 @@ quick = dict(
         'OFA',
         'RSD',
         'TAS',
+        'TAS, bottleneck',
         'TAS, features fade out',
         'TAS-RSD',
+        'TAS-RSD, bottleneck',
     ],
 )

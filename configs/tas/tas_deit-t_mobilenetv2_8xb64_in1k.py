@@ -2,7 +2,7 @@ _base_ = [
     '../_base_/recipes/in1k_cnn.py',
     '../_base_/models/token/deit-t.py',
     '../_base_/models/cnn/mobilenetv2.py',
-    '../_base_/methods/tas.py',
+    '../_base_/methods/tas_in1k.py',
 ]
 model = dict(
     type='mmkd_tas.CrossArchDistill',

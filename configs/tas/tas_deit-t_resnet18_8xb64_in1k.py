@@ -2,7 +2,7 @@ _base_ = [
     '../_base_/recipes/in1k_resnet18.py',
     '../_base_/models/token/deit-t.py',
     '../_base_/models/cnn/resnet18.py',
-    '../_base_/methods/tas.py',
+    '../_base_/methods/tas_in1k.py',
 ]
 model = dict(
     type='mmkd_tas.CrossArchDistill',

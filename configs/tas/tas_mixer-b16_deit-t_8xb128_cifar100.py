@@ -2,7 +2,7 @@ _base_ = [
     '../_base_/recipes/cifar100_token.py',
     '../_base_/models/token/mixer-b16.py',
     '../_base_/models/token/deit-t.py',
-    '../_base_/methods/tas.py',
+    '../_base_/methods/tas_cifar100.py',
 ]
 model = dict(
     type='mmkd_tas.CrossArchDistill',

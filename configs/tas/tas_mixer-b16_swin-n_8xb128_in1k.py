@@ -2,7 +2,7 @@ _base_ = [
     '../_base_/recipes/in1k_token.py',
     '../_base_/models/token/mixer-b16.py',
     '../_base_/models/token/swin-n.py',
-    '../_base_/methods/tas.py',
+    '../_base_/methods/tas_in1k.py',
 ]
 model = dict(
     type='mmkd_tas.CrossArchDistill',

@@ -2,7 +2,7 @@ _base_ = [
     '../_base_/recipes/digits200_cnn.py',
     '../_base_/models/token/mixer-w64.py',
     '../_base_/models/cnn/resnet18-w4.py',
-    '../_base_/methods/tas.py',
+    '../_base_/methods/tas_digits200.py',
 ]
 model = dict(
     type='mmkd_tas.CrossArchDistill',

@@ -2,7 +2,7 @@ _base_ = [
     '../_base_/recipes/digits200_token.py',
     '../_base_/models/cnn/resnet18-w16.py',
     '../_base_/models/token/mixer-w64.py',
-    '../_base_/methods/tas.py',
+    '../_base_/methods/tas_digits200.py',
 ]
 model = dict(
     type='mmkd_tas.CrossArchDistill',

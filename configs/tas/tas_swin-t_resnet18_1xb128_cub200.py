@@ -2,7 +2,7 @@ _base_ = [
     '../_base_/recipes/cub200_cnn.py',
     '../_base_/models/token/swin-t.py',
     '../_base_/models/cnn/resnet18.py',
-    '../_base_/methods/tas.py',
+    '../_base_/methods/tas_cub200.py',
 ]
 model = dict(
     type='mmkd_tas.CrossArchDistill',

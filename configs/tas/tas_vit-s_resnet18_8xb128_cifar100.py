@@ -2,7 +2,7 @@ _base_ = [
     '../_base_/recipes/cifar100_resnet18.py',
     '../_base_/models/token/vit-s.py',
     '../_base_/models/cnn/resnet18.py',
-    '../_base_/methods/tas.py',
+    '../_base_/methods/tas_cifar100.py',
 ]
 model = dict(
     type='mmkd_tas.CrossArchDistill',

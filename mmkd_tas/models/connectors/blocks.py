@@ -191,23 +191,23 @@ class LocalToGlobal(PatchProjector):
     """Bring a stage of one model to width and grid of a stage of another (L2G).
 
     A patch embedding, and a block that widens the receptive field. Source: Li et al.,
-    "Fuse Before Transfer", ICCV 2025, with a Swin block of the target's width C, which takes
-    12 C² multiplications for a token.
+    "Fuse Before Transfer", ICCV 2025, where the block is ``'swin'``.
 
     Args:
         source, target: See :class:`PatchProjector`.
         window_size: Side of the windows of a Swin block, in tokens.
-        block: ``'swin'``; ``'bottleneck'``, a Swin block of a quarter of the width (1.25 C²);
-            ``'conv'``, a ConvNeXt block of as narrow a middle (0.5 C², and 49 C);
+        block: ``'swin'``, a Swin block of the target's width C, which takes 12 C²
+            multiplications for a token; ``'bottleneck'``, one of a quarter of the width
+            (1.25 C²); ``'conv'``, a ConvNeXt block of as narrow a middle (0.5 C², and 49 C);
             ``'none'``.
     """
 
     def __init__(
-        self, source: Stage, target: Stage, window_size: int = 7, block: str = 'swin'
+        self, source: Stage, target: Stage, window_size: int = 7, block: str = 'bottleneck'
     ) -> None:
         super().__init__(source, target, norm_cfg=dict(type='LN'))
         if block not in (known := ('swin', 'bottleneck', 'conv', 'none')):
-            raise SetupError(f'HybridAssistant: block={block!r} is none of {", ".join(known)}')
+            raise SetupError(f'HybridAssistant: block={block!r} is not one of {", ".join(known)}')
         width = target.channels
         if block == 'swin':
             self.block = _swin_block(width, target.grid, window_size)

@@ -49,7 +49,7 @@ class HybridAssistant(StageConnector):
         split: int = 3,
         first: str | None = None,
         window_size: int = 7,
-        block: str = 'swin',
+        block: str = 'bottleneck',
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(student, teacher, stages, init_cfg or INIT)

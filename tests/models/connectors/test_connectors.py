@@ -260,7 +260,7 @@ def test_what_the_blocks_of_the_projector_cost():
         (dict(split=4), 'split=4 is not between 1 and 3'),
         (dict(split=0), 'split=0'),
         (dict(first='both'), "first='both' is neither"),
-        (dict(block='vit'), "block='vit' is none of swin, bottleneck, conv, none"),
+        (dict(block='vit'), "block='vit' is not one of swin, bottleneck, conv, none"),
     ],
 )
 def test_mistakes_in_the_assistant(options, sentence):

@@ -1,0 +1,2 @@
+# As for ImageNet
+_base_ = './tas_in1k.py'

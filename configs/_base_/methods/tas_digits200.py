@@ -1,0 +1,2 @@
+# As for ImageNet: the results on record were made with it
+_base_ = './tas_in1k.py'
