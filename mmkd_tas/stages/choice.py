@@ -46,11 +46,17 @@ def choose(seen: Trace, model: nn.Module) -> tuple[Stage, ...]:
     if seen.branches:
         raise SetupError('its forward depends on the numbers in the images')
     cuts = sorted((call for call in seen.calls if call.stage), key=lambda call: call.ended)
-    upto = [*(call.ended.flops for call in cuts[1:]), seen.flops]
-    gaps = {end - call.ended.flops: call.path for call, end in zip(cuts, upto, strict=False)}
-    if (most := max(gaps, default=0)) > _NEARLY_ALL * seen.flops:
+    most, after = _widest_gap(cuts, seen.flops)
+    if most > _NEARLY_ALL:
+        features = [call for call in seen.calls if call.is_cut and call.is_feature]
+        if _widest_gap(features, seen.flops)[0] <= _NEARLY_ALL:
+            unordered = next(call.path for call in reversed(features) if not call.stage)
+            raise SetupError(
+                f'the rest of the model is computed from what {unordered!r} returns, but its '
+                'tokens are not in the order of the image'
+            )
         raise SetupError(
-            f'{most / seen.flops:.0%} of the computation come after {gaps[most]!r} in one piece, '
+            f'{most:.0%} of the computation come after {after!r} in one piece, '
             'within which no module returns all that the rest of the model is computed from'
         )
     within = _within_units(seen, dict(model.named_modules()))
@@ -67,6 +73,14 @@ def choose(seen: Trace, model: nn.Module) -> tuple[Stage, ...]:
         later = [call for call in end.calls if not chosen or call.began >= chosen[-1].ended]
         chosen.append(_largest(later or end.calls))
     return tuple(call.stage for call in chosen)
+
+
+def _widest_gap(calls: list[Call], total: int) -> tuple[float, str]:
+    """Return the largest share of the computation between the ends of calls, and after which."""
+    ends = [*(call.ended.flops for call in calls[1:]), total]
+    gaps = ((end - c.ended.flops, c.path) for c, end in zip(calls, ends, strict=False))
+    widest, path = max(gaps, default=(0, ''))
+    return widest / max(1, total), path
 
 
 def _within_units(seen: Trace, modules: dict[str, nn.Module]) -> set[Call]:

@@ -72,6 +72,7 @@ class Call(_Past):
         inputs: Its arguments without and with names, each tensor replaced by its :class:`Shape`.
         output: Likewise.
         nodes: Of the tensors in its output; none if one of them is changed later.
+        is_cut: Whether every path to the logits leads through its output.
         stage: What it emits, where a stage may end with it.
     """
 
@@ -83,6 +84,7 @@ class Call(_Past):
     inputs: Any = None
     output: Any = None
     nodes: tuple[int, ...] = ()
+    is_cut: bool = False
     stage: Stage | None = None
 
     @property
@@ -94,6 +96,16 @@ class Call(_Past):
     def products(self) -> int:
         """Number of its convolutions and products."""
         return self.ended.products - self.began.products
+
+    @property
+    def parents(self) -> list['Call']:
+        """The calls within which it happened, the innermost first."""
+        return [self.parent, *self.parent.parents] if self.parent else []
+
+    @property
+    def is_feature(self) -> bool:
+        """Whether it returns one tensor, of maps or tokens."""
+        return is_shape(self.output) and self.output.is_feature
 
     @property
     def enters(self) -> Shape | None:
@@ -270,8 +282,8 @@ def _trace_of(three: tuple, two: tuple, image: tuple, headless: bool, named: Col
     positions = Positions(flow)
     for call in {call.path: call for call in calls if call.path}.values():  # the last of each
         if len(parts_of(call.output, Shape)) == 1:
-            is_cut = not cuts.isdisjoint(call.nodes) and call.ended.nodes <= begins
-            if is_cut or call.path in named:
+            call.is_cut = not cuts.isdisjoint(call.nodes) and call.ended.nodes <= begins
+            if call.is_cut or call.path in named:
                 call.stage = _stage_of(call, flow, positions)
     source = _logits_call(calls, flow, end)
     return Trace(image, headless, calls, shape, source, classifiers, branches)

@@ -12,7 +12,7 @@ from ..outputs import built_for
 from .choice import choose
 from .stage import Stage
 from .tail import Tail
-from .trace import Trace, feature_of, is_shape, trace
+from .trace import Trace, feature_of, trace
 
 OF_IMAGES = ('labels', 'classes', 'indices')  # sources of a recorder that come with the images
 
@@ -94,11 +94,10 @@ class ModelView:
         try:
             return choose(self.trace, self.model)
         except SetupError as error:
-            last_of_each = {shape: path for path, shape in self.features()}
             raise SetupError(
                 f'the stages of {self._name} could not be found: {error}; use a method on logits '
-                'or pooled features (kd, dist, rsd), or name the stages: '
-                f'stages={[*last_of_each.values()][-4:]} (in model: student_stages or '
+                'or pooled features (kd, dist, rsd), or name the stages, such as '
+                f'stages={self._suggested()} (in model: student_stages or '
                 'teacher_stages; `mmkd-tas stages --all` lists what can be named)'
             ) from error
 
@@ -152,7 +151,7 @@ class ModelView:
         return [
             (call.path, call.output.sizes)
             for call in self.trace.calls
-            if call.path and is_shape(call.output) and call.output.is_feature
+            if call.path and call.is_feature
         ]
 
     def tail(self, number: int) -> Tail:
@@ -165,6 +164,21 @@ class ModelView:
     def _name(self) -> str:
         inner = (getattr(self.model, name, None) for name in ('backbone', 'model'))
         return type(next((m for m in inner if isinstance(m, nn.Module)), self.model)).__name__
+
+    def _suggested(self) -> list[str]:
+        """Return the blocks that end nearest to 2, 4, 10 and 12 twelfths of the computation."""
+        blocks = {c for c in self.trace.calls if c.path and c.is_feature and c.products}
+        left = [c for c in self.trace.calls if c in blocks and blocks.isdisjoint(c.parents)]
+        found: list[str] = []
+        for later, twelfths in zip((3, 2, 1, 0), (2, 4, 10, 12), strict=True):
+            share = twelfths / 12 * self.trace.flops
+            near = min(
+                left[: -later or None], key=lambda c: abs(c.ended.flops - share), default=None
+            )
+            if near is not None:
+                found.append(near.path)
+                left = left[left.index(near) + 1 :]
+        return found
 
     def _given_stage(self, entry: dict) -> Stage:
         path = entry.get('module', '')

@@ -1,5 +1,6 @@
 """Whole libraries: every model has four stages with true tails, or is named with its reason."""
 
+import ast
 import copy
 import re
 from pathlib import Path
@@ -19,8 +20,8 @@ from zoo import CLASSES, ZOO
 from mmkd_tas.errors import SetupError
 from mmkd_tas.stages import describe, view_of
 
-TWO = 'several features go from part to part'
-ORDER = 'the tokens are in another order'
+TWO = 'no module returns all that the rest of the model is computed from'
+ORDER = 'its tokens are not in the order of the image'
 WITHOUT = {
     'timm': {
         'crossvit': TWO,
@@ -108,9 +109,12 @@ def stock_configs() -> dict[str, Config]:
 def look_at(library: str, name: str) -> None:
     model, size = build(library, name)
     view = describe(model, size)
-    if family_of(library, name) in WITHOUT[library]:
-        with pytest.raises(SetupError, match='could not be found: .*name the stages'):
+    if reason := WITHOUT[library].get(family_of(library, name)):
+        with pytest.raises(SetupError, match=f'could not be found: .*{reason}; .*name the') as told:
             _ = view.stages
+        suggested = re.search(r'stages=(\[.*?\])', str(told.value))[1]
+        known = dict(view.features())
+        assert {*ast.literal_eval(suggested)} <= known.keys()
         if not view.trace.headless:  # methods on logits and pooled features work all the same
             assert view.classifiers
             assert view.logits_module is not None

@@ -70,7 +70,9 @@ def test_where_there_are_no_such_points_the_error_says_what_to_do():
     # naming stages works, as far as no tail is asked for
     stages = eval(message[message.index('stages=[') + len('stages=') : message.index('] (') + 1])
     view = describe(Streams(), 32, stages)
-    assert [stage.grid for stage in view.stages] == [(16, 16), (8, 8), (4, 4), (2, 2)]
+    grids = {0: (16, 16), 1: (8, 8), 2: (4, 4), 3: (2, 2)}
+    assert [stage.grid for stage in view.stages] == [grids[int(name[-1])] for name in stages]
+    assert len({*stages}) == 4
     with pytest.raises(SetupError, match='does not follow from its output alone'):
         view.tail(2)
 
