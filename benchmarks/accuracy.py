@@ -154,14 +154,15 @@ def read_protocol(path: Path, quick: bool) -> Config:
 def lengths(protocol: Config, direction: str, row: str, seed: int) -> list[int | None]:
     """Return for how many epochs a row is trained, the full length first; None: the recipe's.
 
-    The student alone is also trained for twice the full length. Shorter trainings, for the
-    curves, are those of the first seed.
+    The full length is the protocol's, or the direction's own. The student alone is also
+    trained for twice of it. Other lengths, for the curves, are those of the first seed.
     """
     if 'epochs' not in protocol:
         return [None]
-    found = [protocol.epochs]
+    about = protocol.get('directions', {}).get(direction, {})
+    found = [about.get('epochs', protocol.epochs)]
     if protocol.known_rows[row].method == 'student':
-        found.append(2 * protocol.epochs)
+        found.append(2 * found[0])
     curves = protocol.curves
     if row in curves.rows and direction in curves.directions and seed == 0:
         found += curves.epochs
@@ -237,7 +238,8 @@ def cells(protocol: Config, args: argparse.Namespace) -> list[Cell]:
                 cached = about.get('cached') and not alone and known.get('cached', True)
                 if not cached:
                     distilled = {k: v for k, v in distilled.items() if 'teacher_cache' not in k}
-                for epochs in lengths(protocol, direction, row, seed):
+                full, *others = lengths(protocol, direction, row, seed)
+                for epochs in (full, *others):
                     folder, here = work / pair / row, {}
                     if epochs is not None:
                         folder, here = folder / str(epochs), {'train_cfg.max_epochs': epochs}
@@ -251,7 +253,7 @@ def cells(protocol: Config, args: argparse.Namespace) -> list[Cell]:
                         options=options('student', pair, known.method, here, flags),
                         folder=folder / str(seed),
                         epochs=epochs,
-                        full=epochs == protocol.get('epochs'),
+                        full=epochs == full,
                         teacher=None if alone else teachers / model,
                         cache=work / 'cache' / model if cached else None,
                     )

@@ -30,6 +30,7 @@ class Rules:
     """What a direction must keep to be shown, measured on the validation images.
 
     Attributes:
+        epochs: The full length.
         teacher: Top-1 of the teacher, percent.
         alone: Top-1 of the student alone at full length; None where it was not run.
         longer: The same with twice the epochs.
@@ -38,6 +39,7 @@ class Rules:
         held_out: Whether no image of the validation was trained or tested on.
     """
 
+    epochs: int
     teacher: float
     alone: float | None
     longer: float | None
@@ -108,6 +110,7 @@ def rules(record: dict) -> dict[str, Rules]:
         recipes = {(run['seed'], run['epochs'], run['recipe']) for run in runs}
         settings = {(seed, epochs) for seed, epochs, _ in recipes}
         found[direction] = Rules(
+            epochs=full,
             teacher=teacher_of(record, direction)['val_top1'],
             alone=at[1],
             longer=at[2],
@@ -185,6 +188,7 @@ def rule_table(record: dict) -> str:
         [
             line('rule, on the validation images', list(known)),
             '|---' * (len(known) + 1) + '|',
+            line('full length, epochs', [str(r.epochs) for r in found]),
             line(
                 f'teacher over the student alone: at least {LEAD:g} points',
                 [points(r.lead, r.led) for r in found],

@@ -134,7 +134,7 @@ def _set_matmul_precision(config: Config) -> None:
     known = ('highest', 'high', 'medium')
     if precision not in (None, *known):
         raise SetupError(
-            f'env_cfg.float32_matmul_precision: {precision!r} is none of '
+            f'env_cfg.float32_matmul_precision: {precision!r} is not one of '
             f'{", ".join(map(repr, known))}'
         )
     if precision is not None:

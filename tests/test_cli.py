@@ -300,8 +300,9 @@ def test_what_torch_has_fused_is_taken(optimizer, fused):
 
 
 def test_tf32_is_a_choice(own, monkeypatch):
-    assert "float32_matmul_precision: 'tf32' is none of 'highest', 'high', 'medium'" in ends_with(
-        TRAIN, own("env_cfg = dict(float32_matmul_precision='tf32')")
+    assert (
+        "float32_matmul_precision: 'tf32' is not one of 'highest', 'high', 'medium'"
+        in ends_with(TRAIN, own("env_cfg = dict(float32_matmul_precision='tf32')"))
     )
     args = argparse.Namespace(
         **dict.fromkeys(('config', 'dataset', 'pair', 'method', 'teacher', 'student', 'work_dir')),

@@ -66,27 +66,35 @@ curves = dict(
     directions=['CNN -> ViT', 'ViT -> CNN'],
     epochs=[5, 10, 20, 40],
 )
+_quick_rows = [
+    'student alone',
+    'KD, T = 1',
+    'KD, T = 4',
+    'OFA',
+    'RSD',
+    'TAS',
+    'TAS, bottleneck',
+    'TAS, features fade out',
+    'TAS-RSD',
+    'TAS-RSD, bottleneck',
+]
 # 3,000 images for the students, 9,000 as above for their teachers; one seed
 quick = dict(
+    pairs=dict(
+        _delete_=True,
+        **{
+            'CNN -> ViT': 'resnet18-w16_vit-w64-p8',
+            'CNN -> MLP': 'resnet18-w16_mixer-w64-p8',
+            'ViT -> CNN': 'vit-w128_resnet18-w4',
+        },
+    ),
     epochs=80,
-    curves=dict(epochs=[10, 20, 40, 160]),
+    # the CNN student alone still gains with 160 and 320
+    directions={'ViT -> CNN': dict(epochs=320)},
+    curves=dict(rows=_quick_rows, epochs=[10, 20, 40, 80, 160, 320]),
     seeds=1,
     teacher=dict(options={'train_cfg.max_epochs': 40}),
-    distilled_teachers={
-        'vit-w128': dict(options={'train_cfg.max_epochs': 20}),
-        'mixer-w128': dict(options={'train_cfg.max_epochs': 40}),
-    },
+    distilled_teachers={'vit-w128': dict(options={'train_cfg.max_epochs': 20})},
     student=dict(options={'train_dataloader.dataset.num_train': 15000}),
-    rows=[
-        'student alone',
-        'KD, T = 1',
-        'KD, T = 4',
-        'OFA',
-        'RSD',
-        'TAS',
-        'TAS, bottleneck',
-        'TAS, features fade out',
-        'TAS-RSD',
-        'TAS-RSD, bottleneck',
-    ],
+    rows=_quick_rows,
 )

@@ -57,7 +57,7 @@ class CIFAR100Split(BaseDataset):
         **kwargs: Passed on to mmpretrain's ``BaseDataset``.
 
     Raises:
-        SetupError: If an argument is none of the above, or the files are missing or
+        SetupError: If an argument is not one of the above, or the files are missing or
             not those of CIFAR-100.
     """
 
@@ -71,7 +71,7 @@ class CIFAR100Split(BaseDataset):
         **kwargs,
     ) -> None:
         if split not in ('train', 'val', 'test'):
-            raise SetupError(f"CIFAR100Split: split={split!r} is none of 'train', 'val', 'test'")
+            raise SetupError(f"CIFAR100Split: split={split!r} is not one of 'train', 'val', 'test'")
         if num_train is not None and num_train not in range(1, 50001):
             raise SetupError(f'CIFAR100Split: num_train={num_train!r} is not between 1 and 50000')
         if num_classes not in range(2, 101):
@@ -100,7 +100,7 @@ class CIFAR100Split(BaseDataset):
         path = Path(self.data_root) / 'cifar-100-python' / name
         if not path.is_file():
             raise SetupError(
-                f"dataset.data_root: there is no '{path}': unpack the official archive "
+                f"dataset.data_root: '{path}' does not exist: unpack the official archive "
                 f"cifar-100-python.tar.gz in '{self.data_root}', or set dataset.data_root of the "
                 'loaders to where it is'
             )

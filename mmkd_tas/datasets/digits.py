@@ -34,7 +34,7 @@ class Digits(BaseDataset):
         **kwargs: Passed on to mmpretrain's ``BaseDataset``.
 
     Raises:
-        SetupError: If ``split`` or ``num_train`` is none of the above.
+        SetupError: If ``split`` or ``num_train`` is not one of the above.
     """
 
     METAINFO = {'classes': tuple('0123456789')}

@@ -169,7 +169,7 @@ class PreflightHook(Hook):
                 f'The student ({ours:.2f} % {name}) has passed its teacher ({theirs:.2f} %) on the '
                 'validation data, and may be held back by it from here on: let the losses of the '
                 'distillation fade out (model.distiller.loss_schedules), give them a lower '
-                f'loss_weight, or take a better teacher; see {NO_GAIN}'
+                f'loss_weight, or use a better teacher; see {NO_GAIN}'
             )
 
     def after_run(self, runner: Runner) -> None:

@@ -136,7 +136,7 @@ class Classifier(BaseClassifier):
             return self.loss(inputs, data_samples or [])
         if mode == 'predict':
             return self.predict(inputs, data_samples)
-        raise ValueError(f"mode: {mode!r} is none of 'tensor', 'loss' and 'predict'")
+        raise ValueError(f"mode: {mode!r} is not one of 'tensor', 'loss' and 'predict'")
 
     def loss(self, inputs: Tensor, data_samples: list[DataSample]) -> dict[str, Tensor]:
         """Return the loss of the logits, and those of auxiliary classifiers."""

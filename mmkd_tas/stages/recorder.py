@@ -55,7 +55,7 @@ class StageOutputsRecorder(ModuleOutputsRecorder):
     ) -> None:
         super().__init__(source)
         if not source.startswith('stage') and source not in SOURCES:
-            raise SetupError(f'StageOutputs: source={source!r} is none of {", ".join(SOURCES)}')
+            raise SetupError(f'StageOutputs: source={source!r} is not one of {", ".join(SOURCES)}')
         if layout not in ('NCHW', 'raw'):
             raise SetupError(f"StageOutputs: layout={layout!r} is neither 'NCHW' nor 'raw'")
         self.layout = layout

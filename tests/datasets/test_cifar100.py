@@ -107,7 +107,7 @@ def test_pixels_and_labels(tmp_path):
 @pytest.mark.parametrize(
     ('arguments', 'saying'),
     [
-        (dict(split='valid'), "split='valid' is none of 'train', 'val', 'test'"),
+        (dict(split='valid'), "split='valid' is not one of 'train', 'val', 'test'"),
         (dict(num_train=0), 'num_train=0 is not between 1 and 50000'),
         (dict(num_train=50001), 'num_train=50001 is not'),
         (dict(num_train=0.5), 'num_train=0.5 is not'),
@@ -119,7 +119,7 @@ def test_arguments(tmp_path, arguments, saying):
 
 
 def test_missing_files(tmp_path):
-    with pytest.raises(SetupError, match='there is no .*/cifar-100-python/test.*: unpack the'):
+    with pytest.raises(SetupError, match='cifar-100-python/test. does not exist: unpack the'):
         dataset(tmp_path, split='test')
 
 

@@ -280,7 +280,7 @@ def test_a_stage_of_two_features_is_refused():
 @pytest.mark.parametrize(
     ('cfg', 'saying'),
     [
-        (dict(source='stge1'), "source='stge1' is none of"),
+        (dict(source='stge1'), "source='stge1' is not one of"),
         (dict(source='stage1', layout='NLC'), "layout='NLC' is neither"),
         (dict(source='stage9', input_size=16, stages=OWN), 'no stage 9'),
     ],

@@ -272,7 +272,7 @@ class CrossArchDistill(SingleTeacherDistill):
         names = ('bfloat16', 'float16', 'float32')
         if name not in (None, *names):
             raise SetupError(
-                f'model.teacher_precision: {name!r} is none of {", ".join(map(repr, names))}'
+                f'model.teacher_precision: {name!r} is not one of {", ".join(map(repr, names))}'
             )
         self.teacher_precision = name and getattr(torch, name)
 

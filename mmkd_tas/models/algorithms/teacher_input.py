@@ -69,7 +69,7 @@ class TeacherInput(nn.Module):
             )
         if self.interpolation not in _MODES:
             raise SetupError(
-                f'model.teacher_input.interpolation: {self.interpolation!r} is none of {_MODES}'
+                f'model.teacher_input.interpolation: {self.interpolation!r} is not one of {_MODES}'
             )
         for record in records:
             if record.source == OWN:

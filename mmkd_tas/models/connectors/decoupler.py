@@ -41,7 +41,9 @@ class Decoupler(StageConnector):
         super().__init__(student, teacher, stages, init_cfg or INIT)
         source, target = self._known(stages)
         if source.layout != 'NC':
-            raise SetupError("Decoupler: inputs has to begin with a vector, as 'student.pooled'")
+            raise SetupError(
+                "Decoupler: the first of its inputs has to be a vector, such as 'student.pooled'"
+            )
         hidden = expansion * source.channels
         self.layers = nn.Sequential(
             nn.Linear(source.channels, hidden, bias=False),

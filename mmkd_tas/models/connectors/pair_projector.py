@@ -60,7 +60,9 @@ class PairProjector(StageConnector):
         self.stages = self._known(stages)
         self.pool = pool
         if len(self.stages) != 2:
-            raise SetupError('PairProjector: inputs has to name two features')
+            raise SetupError(
+                f'PairProjector: it compares two features, and inputs names {len(self.stages)}'
+            )
         for stage in self.stages:
             if pool not in range(1, min(stage.grid) + 1):
                 raise SetupError(

@@ -66,7 +66,7 @@ class PromptedTeacher(StageConnector):
         super().__init__(student, teacher, stages, init_cfg or INIT)
         if tuple(stages[1:]) != tuple(teacher.stages):
             names = [f'teacher.stage{k + 1}' for k in range(len(teacher.stages))]
-            raise SetupError(f"PromptedTeacher: inputs has to be ['regions', *{names}]")
+            raise SetupError(f"PromptedTeacher: inputs must be ['regions', *{names}]")
         self.stages = teacher.stages
         self.tail = teacher.tail(1)
         self.view = teacher

@@ -34,7 +34,7 @@ class RegionAttention(StageConnector):
             layers truncated normal with 0.02.
 
     Raises:
-        SetupError: If an input is no stage of the student, or the width does not fit.
+        SetupError: If an input is not a stage of the student, or the width does not fit.
     """
 
     inputs = ('student.stage1', 'student.stage2', 'student.stage3', 'student.stage4')

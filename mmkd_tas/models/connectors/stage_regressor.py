@@ -51,8 +51,8 @@ class StageRegressor(StageConnector):
         count = len(stages) // 2
         if count == 0 or len(stages) % 2:
             raise SetupError(
-                f'StageRegressor: inputs has {len(stages)} stages, and needs those that learn and '
-                "then as many to learn from: ['student.stage4', 'teacher.stage4']"
+                f'StageRegressor: {len(stages)} inputs do not make pairs; name stages that learn, '
+                "and then as many that they learn from: ['student.stage4', 'teacher.stage4']"
             )
         self.targets = stages[count:]
         self.regressors = nn.ModuleList(map(PatchProjector, stages[:count], self.targets))

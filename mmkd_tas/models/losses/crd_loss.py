@@ -170,7 +170,7 @@ def remember_images(model: nn.Module, dataset: BaseDataset) -> None:
     """Make room for the images of a data set, where a model has a :class:`CRDLoss`.
 
     Raises:
-        SetupError: If the data set is none of mmpretrain's: their samples know their index.
+        SetupError: If the data set is not mmpretrain's, whose samples know their index.
     """
     for loss in model.modules():
         if isinstance(loss, CRDLoss):

@@ -40,8 +40,8 @@ class HCDLoss(DistillLoss):
             student with tokens may then learn nothing at all (docs/results.md).
 
     Raises:
-        SetupError: If tau is not positive, theta is no cosine, or stage_reduction is
-            unknown.
+        SetupError: If tau is not positive, theta is not between -1 and 1, or stage_reduction
+            is unknown.
     """
 
     def __init__(

@@ -169,7 +169,7 @@ def test_the_precision_of_the_teacher(method, student, teacher, precision, devic
 
 
 def test_unknown_precision():
-    with pytest.raises(SetupError, match="teacher_precision: 'fp8' is none of 'bfloat16'"):
+    with pytest.raises(SetupError, match="teacher_precision: 'fp8' is not one of 'bfloat16'"):
         distillation('kd', 'resnet', 'vit', teacher_precision='fp8')
 
 

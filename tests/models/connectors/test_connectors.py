@@ -382,7 +382,7 @@ def test_a_regressor_sees_the_patch_where_the_teacher_has_a_token():
 
 def test_mistakes_in_regressors():
     for inputs in (['student.stage4'], ['student.stage4', 'teacher.stage3', 'teacher.stage4']):
-        with pytest.raises(SetupError, match=rf'has {len(inputs)} stages'):
+        with pytest.raises(SetupError, match=rf'{len(inputs)} inputs do not make pairs'):
             distillation('fitnet', 'resnet', 'vit', {'connectors.regressors.inputs': inputs})
 
 

@@ -297,7 +297,7 @@ def test_stock_configs_run_unchanged(name, kind):
         ({'loss_forward_mappings.loss_one.d': 'both'}, "Difference has no argument 'd'"),
         ({'loss_forward_mappings.loss_one.a': 'bot.first'}, "connector 'bot'; did you mean 'both'"),
         ({'loss_forward_mappings.loss_one.a': 'both.frst'}, "no 'frst'; did you mean 'first'"),
-        ({'loss_forward_mappings.loss_one.a': 'student.stge3'}, "source='stge3' is none of"),
+        ({'loss_forward_mappings.loss_one.a': 'student.stge3'}, "source='stge3' is not one of"),
         ({'loss_forward_mappings.loss_one.a': 'student.stage7'}, 'no stage 7'),
         ({'loss_forward_mappings.loss_one': dict(a=3, b=3)}, 'is not a reference'),
         (
