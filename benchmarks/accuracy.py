@@ -327,8 +327,9 @@ def main() -> None:
     about = json.dumps(about)[:-1]
     file = args.out / f'{protocol.name}.json'
     file.write_text(f'{about}, "runs": [\n{text}\n]}}\n')
-    report.write(json.loads(file.read_text()), args.out)
-    print(file.with_suffix('.md').read_text())
+    about = json.loads(file.read_text())
+    report.write(about, args.out)
+    print(report.table(about), report.rule_table(about), sep='\n')
 
 
 if __name__ == '__main__':

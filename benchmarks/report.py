@@ -142,7 +142,7 @@ def results(record: dict) -> tuple[dict[str, float], dict[str, dict[str, list[fl
 
 
 def table(record: dict) -> str:
-    """Return the tables of a record, Markdown: mean and deviation over the seeds, and rules."""
+    """Return the table of a record, Markdown: mean and deviation over the seeds."""
     teachers, rows = results(record)
     lines = [
         f'| top-1, % | {" | ".join(teachers)} | mean | gain |',
@@ -162,8 +162,7 @@ def table(record: dict) -> str:
         gain = '' if alone is None or row == ALONE else f'{mean - alone:+.1f}'
         name = row if seeds == record['seeds'] else f'{row} ({seeds} seeds)'
         lines.append(f'| {name} | {" | ".join(texts)} | {mean:.1f} | {gain} |')
-    text = '\n'.join(lines) + '\n' if rows else ''
-    return '\n'.join(part for part in (text, rule_table(record)) if part)
+    return '\n'.join(lines) + '\n' if rows else ''
 
 
 def rule_table(record: dict) -> str:
@@ -307,6 +306,8 @@ def write(record: dict, folder: Path) -> None:
     """Write the tables and plots of a record into a folder."""
     name = record['protocol']
     (folder / f'{name}.md').write_text(table(record))
+    if text := rule_table(record):
+        (folder / f'{name}_rules.md').write_text(text)
     if results(record)[1]:
         plot(record, folder / f'{name}.png')
     if curves(record):
