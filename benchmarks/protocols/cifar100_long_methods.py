@@ -4,6 +4,13 @@ _base_ = './cifar100_long.py'
 rules = False
 teachers = students = 'cifar100_long'
 seeds = 1
+pairs = dict(
+    _delete_=True,
+    **{
+        'CNN -> ViT': 'resnet18-w16_vit-w64-p8',
+        'ViT -> CNN': 'vit-w128_resnet18-w4',
+    },
+)
 epochs = 40
 rows = [
     'student alone',
@@ -24,13 +31,7 @@ curves = dict(rows=[])
 quick = dict(
     teachers='cifar100_long_quick',
     students='cifar100_long_quick',
-    pairs=dict(
-        _delete_=True,
-        **{
-            'CNN -> ViT': 'resnet18-w16_vit-w64-p8',
-            'ViT -> CNN': 'vit-w128_resnet18-w4',
-        },
-    ),
+    pairs=pairs,
     epochs=40,
     directions=dict(_delete_=True),
     curves=dict(epochs=[]),
