@@ -155,7 +155,7 @@ def lengths(protocol: Config, direction: str, row: str, seed: int) -> list[int |
     """Return for how many epochs a row is trained, the full length first; None: the recipe's.
 
     The full length is the protocol's, or the direction's own. The student alone is also
-    trained for twice of it. Other lengths, for the curves, are those of the first seed.
+    trained for twice of it. Shorter lengths, for the curves, are those of the first seed.
     """
     if 'epochs' not in protocol:
         return [None]
@@ -165,7 +165,7 @@ def lengths(protocol: Config, direction: str, row: str, seed: int) -> list[int |
         found.append(2 * found[0])
     curves = protocol.curves
     if row in curves.rows and direction in curves.directions and seed == 0:
-        found += curves.epochs
+        found += [epochs for epochs in curves.epochs if epochs < found[0]]
     return list(dict.fromkeys(found))
 
 

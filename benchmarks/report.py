@@ -207,7 +207,8 @@ def rule_table(record: dict) -> str:
 def curves(record: dict) -> dict[str, dict[str, dict[int, float]]]:
     """Return top-1 by direction, row and epochs, mean over seeds, where lengths were compared.
 
-    All directions of a record with rules, whether they keep them or not.
+    All directions of a record with rules, whether they keep them or not, in which a distilled
+    student was trained for several lengths.
     """
     found = {direction: {} for direction in directions(record)}
     for run in students(record) if record.get('rules') else ():
@@ -219,7 +220,7 @@ def curves(record: dict) -> dict[str, dict[str, dict[int, float]]]:
             for row, lengths in rows.items()
         }
         for direction, rows in found.items()
-        if any(len(lengths) > 1 for lengths in rows.values())
+        if any(len(lengths) > 1 for row, lengths in rows.items() if row != ALONE)
     }
 
 
@@ -274,8 +275,15 @@ def plot(record: dict, file: Path) -> None:
 
 
 def plot_curves(record: dict, file: Path) -> None:
-    """Draw top-1 against the length of the training: a panel per direction, a line per row."""
-    found = curves(record)
+    """Draw top-1 against the length of the training: a panel per direction, a line per row.
+
+    The rows of the table; all of them where it has none.
+    """
+    main = results(record)[1]
+    found = {
+        direction: {row: values for row, values in rows.items() if row in main or not main}
+        for direction, rows in curves(record).items()
+    }
     figure, axes = plt.subplots(
         1, len(found), figsize=(5 * len(found), 3.8), squeeze=False, layout='constrained'
     )
