@@ -15,7 +15,7 @@ from ..errors import SetupError
 from ..outputs import pooled_of, vector_of
 from .dataflow import parts_of
 from .stage import Stage
-from .trace import Call, Shape, Trace, example, feature_of, is_shape, undisturbed
+from .trace import Call, Trace, example, feature_of, is_shape, undisturbed
 
 
 class Knowledge(NamedTuple):
@@ -131,14 +131,19 @@ class Tail:
 
     def _finished_before_the_end(self) -> list[Call]:
         """Return the largest modules that have finished when the stage ends, in order."""
+
+        def of_images(calls: list[Call]) -> Iterator[Call]:
+            for call in calls:
+                if call.of_images:
+                    yield call
+                else:  # it has a table, such as positions, that the tail may need too
+                    yield from of_images(call.children)
+
         finished = [self._end]
         call = self._end
         while call.parent is not None:
             siblings = call.parent.children
-            # What does not grow with the batch is a table, such as a position
-            # bias, that the tail may need too.
-            before = siblings[: siblings.index(call)]
-            finished[:0] = [c for c in before if any(s.batched for s in parts_of(c.output, Shape))]
+            finished[:0] = of_images(siblings[: siblings.index(call)])
             call = call.parent
         return finished
 

@@ -72,6 +72,7 @@ class Call(_Past):
         inputs: Its arguments without and with names, each tensor replaced by its :class:`Shape`.
         output: Likewise.
         nodes: Of the tensors in its output; none if one of them is changed later.
+        of_images: Whether it returns tensors, and all of them depend on the images.
         is_cut: Whether every path to the logits leads through its output.
         stage: What it emits, where a stage may end with it.
     """
@@ -84,6 +85,7 @@ class Call(_Past):
     inputs: Any = None
     output: Any = None
     nodes: tuple[int, ...] = ()
+    of_images: bool = False
     is_cut: bool = False
     stage: Stage | None = None
 
@@ -259,9 +261,10 @@ def _watch(
         with (flow := Dataflow(images)):
             logits = vector_of(model(images), headless=num_classes(model) == 0)
     for call, tensors in ended.items():
-        tensors = [tensor for tensor in tensors if flow.node_of(tensor)]
-        if all(flow.stays(tensor, call.ended) for tensor in tensors):
-            call.nodes = tuple(flow.node_of(tensor).index for tensor in tensors)
+        known = [tensor for tensor in tensors if flow.node_of(tensor)]
+        call.of_images = 0 < len(known) == len(tensors)
+        if all(flow.stays(tensor, call.ended) for tensor in known):
+            call.nodes = tuple(flow.node_of(tensor).index for tensor in known)
     return [*ended], logits, flow
 
 

@@ -27,7 +27,6 @@ WITHOUT = {
         'crossvit': TWO,
         'efficientvim': TWO,
         'hiera': ORDER,
-        'hieradet_sam2': ORDER,
         'hrnet': TWO,
         'nasnet': TWO,
         'pnasnet': TWO,

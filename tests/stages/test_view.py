@@ -264,6 +264,51 @@ def test_a_tail_that_needs_more_than_its_stage_is_refused():
         view.tail(2)
 
 
+class Embedding(nn.Module):
+    """Returns tokens, and where they are in each image."""
+
+    def __init__(self):
+        super().__init__()
+        self.project = nn.Conv2d(3, 8, 4, 4)
+
+    def forward(self, x):
+        x = self.project(x).flatten(2).transpose(1, 2)
+        return x, torch.arange(x.shape[1]).expand(len(x), -1)
+
+
+class Waving(nn.Sequential):
+    def forward(self, x, waves):
+        return x + super().forward(x * waves)
+
+
+class Placed(nn.Module):
+    """Every block needs a table that grows with the batch and does not depend on the images."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.waves = Embedding(), nn.Embedding(16, 8)
+        self.blocks = nn.ModuleList(Waving(nn.Linear(8, 8), nn.Linear(8, 8)) for _ in range(4))
+        self.fc = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x, places = self.embed(x)
+        waves = self.waves(places)
+        for block in self.blocks:
+            x = block(x, waves)
+        return self.fc(x.mean(1))
+
+
+def test_a_tail_has_the_tables_that_its_blocks_need():
+    model = Placed()
+    view = describe(model, 16)
+    assert [stage.module for stage in view.stages] == [f'blocks.{i}' for i in range(4)]
+    images = torch.randn(3, 3, 16, 16)
+    feature, places = model.embed(images)
+    for number, block in enumerate(model.blocks, 1):
+        feature = block(feature, model.waves(places))
+        torch.testing.assert_close(view.tail(number)(feature).logits, model(images))
+
+
 def test_a_stage_of_two_features_is_refused():
     class Two(nn.Module):
         def forward(self, x):
