@@ -1,9 +1,7 @@
-# What other papers compare with, after 40 epochs of the trainings of cifar100_long.py; run
-# `--quick`, with its teachers and the rows that both have
+# What other papers compare with, after 40 epochs of the trainings of cifar100_long.py
 _base_ = './cifar100_long.py'
 rules = False
 teachers = students = 'cifar100_long'
-seeds = 1
 pairs = dict(
     _delete_=True,
     **{
@@ -12,6 +10,8 @@ pairs = dict(
     },
 )
 epochs = 40
+directions = {'ViT -> CNN': dict(epochs=40)}
+curves = dict(rows=[])
 rows = [
     'student alone',
     'KD, T = 4',
@@ -27,13 +27,3 @@ rows = [
     'TAS',
     'TAS-RSD',
 ]
-curves = dict(rows=[])
-quick = dict(
-    teachers='cifar100_long_quick',
-    students='cifar100_long_quick',
-    pairs=pairs,
-    epochs=40,
-    directions=dict(_delete_=True),
-    curves=dict(epochs=[]),
-    rows=rows,
-)

@@ -1,10 +1,9 @@
 # One change at a time to TAS and TAS-RSD, on the validation images of the trainings of
-# cifar100_long.py; run `--quick`, with its teachers and the rows that both have
+# cifar100_long.py
 _base_ = './cifar100_long.py'
 test = False
 rules = False
 teachers = students = 'cifar100_long'
-seeds = 1
 pairs = dict(
     _delete_=True,
     **{
@@ -13,6 +12,8 @@ pairs = dict(
     },
 )
 epochs = 40
+directions = {'ViT -> CNN': dict(epochs=40)}
+curves = dict(rows=[])
 rows = [
     'student alone',
     'KD, T = 4',
@@ -30,13 +31,3 @@ rows = [
     'TAS-RSD, features fade out',
     'TAS-RSD, all fades out',
 ]
-curves = dict(rows=[])
-quick = dict(
-    teachers='cifar100_long_quick',
-    students='cifar100_long_quick',
-    pairs=pairs,
-    epochs=40,
-    directions=dict(_delete_=True),
-    curves=dict(epochs=[]),
-    rows=rows,
-)
