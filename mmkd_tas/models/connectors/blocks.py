@@ -212,9 +212,12 @@ class LocalToGlobal(PatchProjector):
         if block == 'swin':
             self.block = _swin_block(width, target.grid, window_size)
         elif block == 'bottleneck':
-            narrow = max(1, width // 4)
+            narrow = max(2, width // 4)
             inner = _swin_block(narrow, target.grid, window_size)
-            self.block = Residual(nn.Linear(width, narrow), inner, nn.Linear(narrow, width))
+            # Without the norm, two products in a row feed the frozen tail of the teacher: where
+            # that is a CNN's, whose batch norms do not adapt, SGD at a rate of 0.05 diverged.
+            widen = nn.Sequential(nn.LayerNorm(narrow), nn.Linear(narrow, width))
+            self.block = Residual(nn.Linear(width, narrow), inner, widen)
         elif block == 'conv':
             conv = ConvNeXtBlock(width, mlp_ratio=0.25, ls_init_value=None)
             self.block = nn.Sequential(Permute((0, 3, 1, 2)), conv, Permute((0, 2, 3, 1)))

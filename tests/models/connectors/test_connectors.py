@@ -238,6 +238,17 @@ def test_the_projector_sees_every_position_and_wider_than_a_patch(block):
     assert (feature.grad != 0).any(1).all()
 
 
+def test_what_the_bottleneck_adds_does_not_grow_with_its_first_product():
+    """Two products in a row, one of them free to grow, made a training with SGD diverge."""
+    stage = Stage('x', 'NCHW', channels=4, grid=(7, 7))
+    projector = LocalToGlobal(stage, Stage('y', 'NLC', channels=32, grid=(7, 7)))
+    feature = torch.randn(2, 4, 7, 7)
+    before = projector(feature)
+    with torch.no_grad():
+        projector.block[0].weight *= 1000
+    assert projector(feature).std() < 3 * before.std()
+
+
 def test_what_the_blocks_of_the_projector_cost():
     stage = Stage('x', 'NCHW', channels=4, grid=(14, 14))
     target = Stage('y', 'NLC', channels=64, grid=(14, 14))
