@@ -142,6 +142,9 @@ def test_a_direction_that_keeps_the_rules_is_shown():
         'student alone': {4: 59.0, 8: 59.4},
         'KD': {2: 49.0, 4: 63.0},
     }
+    one_length = record_of()
+    one_length['runs'] = [run for run in one_length['runs'] if run['epochs'] != 2]
+    assert report.curves(one_length) == {}  # the student alone twice as long is no curve
 
 
 @pytest.mark.parametrize(
@@ -195,6 +198,7 @@ def test_every_row_has_one_recipe(name):
             assert f'train_cfg.max_epochs={epochs}' in found[0][1]
             assert 'val_dataloader.dataset.split=val' in found[0][1]
         assert 'student alone' in dict(recipes[0, 2 * full]), direction
+        assert all(c.epochs <= full for c in cells if c.row != 'student alone'), direction
     # a teacher comes after the one that it is distilled from
     place = {cell.folder: i for i, cell in enumerate(known)}
     assert all(place[cell.teacher] < place[cell.folder] for cell in known if cell.teacher)

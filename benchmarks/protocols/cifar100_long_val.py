@@ -1,19 +1,7 @@
 # One change at a time to TAS and TAS-RSD, on the validation images of the trainings of
 # cifar100_long.py
-_base_ = './cifar100_long.py'
+_base_ = './cifar100_long_methods.py'
 test = False
-rules = False
-teachers = students = 'cifar100_long'
-pairs = dict(
-    _delete_=True,
-    **{
-        'CNN -> ViT': 'resnet18-w16_vit-w64-p8',
-        'ViT -> CNN': 'vit-w128_resnet18-w4',
-    },
-)
-epochs = 40
-directions = {'ViT -> CNN': dict(epochs=40)}
-curves = dict(rows=[])
 rows = [
     'student alone',
     'KD, T = 4',

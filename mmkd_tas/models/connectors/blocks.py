@@ -212,7 +212,7 @@ class LocalToGlobal(PatchProjector):
         if block == 'swin':
             self.block = _swin_block(width, target.grid, window_size)
         elif block == 'bottleneck':
-            narrow = max(2, width // 4)
+            narrow = max(2, width // 4)  # a norm of one channel would return zeros
             inner = _swin_block(narrow, target.grid, window_size)
             # Without the norm, two products in a row feed the frozen tail of the teacher: where
             # that is a CNN's, whose batch norms do not adapt, SGD at a rate of 0.05 diverged.
